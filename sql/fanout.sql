@@ -1,0 +1,3 @@
+--
+-- Fan-out: the scheduler announces news on channel "es" with NOTIFY.
+--

@@ -1,0 +1,203 @@
+--
+-- The store: the append-only log of events, the single source of truth.
+--
+
+-- Columns go from wide to variable so that no padding is stored.
+CREATE TABLE es.event (
+	"position"	bigint NOT NULL,
+	version		bigint NOT NULL,
+	recorded_at	timestamptz NOT NULL,
+	stream		text COLLATE pg_catalog."C" NOT NULL,
+	category	text COLLATE pg_catalog."C" NOT NULL,
+	type		text COLLATE pg_catalog."C" NOT NULL,
+	payload		jsonb NOT NULL,
+	metadata	jsonb,
+	CONSTRAINT event_pkey PRIMARY KEY ("position"),
+	CONSTRAINT event_stream_version_key UNIQUE (stream, version)
+);
+CREATE INDEX event_category_position_idx ON es.event (category, "position");
+
+COMMENT ON TABLE es.event IS 'The event log: append-only, written by es_append() and es_submit() alone.';
+COMMENT ON COLUMN es.event."position" IS 'Place in the log: unique and rising; gaps are normal (rollbacks).';
+COMMENT ON COLUMN es.event.version IS 'Place in the stream: 1, 2, 3 ... without a gap.';
+COMMENT ON COLUMN es.event.recorded_at IS 'Wall-clock time of the append; order by position, not by this.';
+COMMENT ON COLUMN es.event.stream IS 'The aggregate that the event belongs to, category-id.';
+COMMENT ON COLUMN es.event.category IS 'What stands before the first "-" of the stream name, or the whole name.';
+COMMENT ON COLUMN es.event.type IS 'What happened, for example ORDER_CREATED.';
+COMMENT ON COLUMN es.event.payload IS 'The facts, a JSON object.';
+COMMENT ON COLUMN es.event.metadata IS 'Who and why (user, correlation, causation), a JSON object, or NULL.';
+
+CREATE TABLE es.tag (
+	tag			text COLLATE pg_catalog."C" NOT NULL,
+	"position"	bigint NOT NULL,
+	CONSTRAINT tag_pkey PRIMARY KEY (tag, "position")
+);
+COMMENT ON TABLE es.tag IS 'The tags of events: one row for each tag of each tagged event.';
+
+-- Each value ends a block of 64 positions: shared memory hands out the
+-- positions of a block one by one, the sequence is their durable upper bound.
+CREATE SEQUENCE es.event_position AS bigint
+	START WITH 64 INCREMENT BY 64 MINVALUE 64 NO CYCLE;
+COMMENT ON SEQUENCE es.event_position IS
+	'Durable upper bound of the positions handed out; reserved in blocks of 64.';
+
+-- The settled position for readers that cannot look into shared memory.
+-- The scheduler inserts the row and moves it.
+CREATE TABLE es.settled (
+	one			boolean NOT NULL DEFAULT true,
+	"position"	bigint NOT NULL,
+	updated_at	timestamptz NOT NULL,
+	CONSTRAINT settled_pkey PRIMARY KEY (one),
+	CONSTRAINT settled_one_row CHECK (one)
+) WITH (fillfactor = 50);
+COMMENT ON TABLE es.settled IS
+	'One row: the settled position for REPEATABLE READ, hot standbys and logical subscribers.';
+
+-- No unique constraint: a restore adds the row of the database it came from,
+-- and that foreign row is what tells a copy from the original.
+CREATE TABLE es.identity (
+	system_identifier	text NOT NULL,
+	database			oid NOT NULL,
+	activated_at		timestamptz NOT NULL
+);
+COMMENT ON TABLE es.identity IS
+	'The database this log belongs to; where it is another one, workers wait for es_activate().';
+
+SELECT pg_catalog.pg_extension_config_dump('es.event', '');
+SELECT pg_catalog.pg_extension_config_dump('es.tag', '');
+SELECT pg_catalog.pg_extension_config_dump('es.event_position', '');
+SELECT pg_catalog.pg_extension_config_dump('es.identity', '');
+
+-- What a decider returns, and the elements of es_append_batch().
+CREATE TYPE es.new_event AS (
+	type		text,
+	payload		jsonb,
+	metadata	jsonb,
+	tags		text[],
+	stream		text
+);
+COMMENT ON TYPE es.new_event IS
+	'An event to append; stream NULL means the stream of the command.';
+
+--
+-- Append-only
+--
+
+CREATE FUNCTION es.refuse_change() RETURNS trigger
+	AS 'MODULE_PATHNAME', 'es_refuse_change' LANGUAGE C;
+COMMENT ON FUNCTION es.refuse_change() IS
+	'Trigger: refuses UPDATE, DELETE and TRUNCATE unless es.allow_destructive is on.';
+
+-- The statement trigger speaks even where no row matches; logical apply fires
+-- only the row trigger.
+CREATE TRIGGER append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON es.event
+	FOR EACH STATEMENT EXECUTE FUNCTION es.refuse_change();
+CREATE TRIGGER append_only_row BEFORE UPDATE OR DELETE ON es.event
+	FOR EACH ROW EXECUTE FUNCTION es.refuse_change();
+CREATE TRIGGER append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON es.tag
+	FOR EACH STATEMENT EXECUTE FUNCTION es.refuse_change();
+CREATE TRIGGER append_only_row BEFORE UPDATE OR DELETE ON es.tag
+	FOR EACH ROW EXECUTE FUNCTION es.refuse_change();
+ALTER TABLE es.event ENABLE ALWAYS TRIGGER append_only;
+ALTER TABLE es.event ENABLE ALWAYS TRIGGER append_only_row;
+ALTER TABLE es.tag ENABLE ALWAYS TRIGGER append_only;
+ALTER TABLE es.tag ENABLE ALWAYS TRIGGER append_only_row;
+
+--
+-- Appending
+--
+
+CREATE FUNCTION es_append(
+	stream text,
+	type text,
+	payload jsonb DEFAULT '{}',
+	expected_version bigint DEFAULT NULL,
+	metadata jsonb DEFAULT NULL,
+	tags text[] DEFAULT NULL,
+	OUT "position" bigint,
+	OUT version bigint)
+	RETURNS record
+	AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION es_append(text, text, jsonb, bigint, jsonb, text[]) IS
+	'Append one event to a stream. expected_version: NULL any, 0 the stream must not exist, n it must be at n (else ES001).';
+
+CREATE FUNCTION es_append_batch(
+	stream text,
+	events jsonb,
+	expected_version bigint DEFAULT NULL,
+	OUT first_position bigint,
+	OUT last_position bigint,
+	OUT version bigint)
+	RETURNS record
+	AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION es_append_batch(text, jsonb, bigint) IS
+	'Append events [{"type":..., "payload":..., "metadata":..., "tags":[...]}, ...] to a stream: all or none, at consecutive versions.';
+
+--
+-- Reading
+--
+
+CREATE FUNCTION es_settled() RETURNS bigint
+	AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION es_settled() IS
+	'The settled position: no event at or below it can still appear. Call it in a statement before the one that reads.';
+
+CREATE FUNCTION es_epoch() RETURNS text
+	AS 'MODULE_PATHNAME' LANGUAGE C STABLE PARALLEL SAFE;
+COMMENT ON FUNCTION es_epoch() IS
+	'System identifier and timeline of this server: positions are comparable within one epoch only.';
+
+CREATE FUNCTION es_read(
+	after bigint DEFAULT 0,
+	max_count integer DEFAULT 1000,
+	category text DEFAULT NULL,
+	types text[] DEFAULT NULL)
+	RETURNS SETOF es.event
+	AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE ROWS 1000;
+COMMENT ON FUNCTION es_read(bigint, integer, text, text[]) IS
+	'Events behind a position in the order of the log, up to the settled position: never skips one that commits later.';
+
+CREATE FUNCTION es_stream(
+	stream text,
+	from_version bigint DEFAULT 1,
+	max_count integer DEFAULT NULL)
+	RETURNS SETOF es.event
+	AS 'MODULE_PATHNAME' LANGUAGE C STABLE PARALLEL RESTRICTED ROWS 100;
+COMMENT ON FUNCTION es_stream(text, bigint, integer) IS
+	'The events of one stream in the order of their versions.';
+
+--
+-- The range of events that a projection applies
+--
+
+CREATE FUNCTION es.batch_after() RETURNS bigint
+	AS 'MODULE_PATHNAME', 'es_batch_after' LANGUAGE C STABLE PARALLEL RESTRICTED;
+COMMENT ON FUNCTION es.batch_after() IS 'The batch of this session begins behind this position.';
+
+CREATE FUNCTION es.batch_to() RETURNS bigint
+	AS 'MODULE_PATHNAME', 'es_batch_to' LANGUAGE C STABLE PARALLEL RESTRICTED;
+COMMENT ON FUNCTION es.batch_to() IS 'The batch of this session ends with this position.';
+
+CREATE FUNCTION es.batch_has(stream text, category text, type text) RETURNS boolean
+	AS 'MODULE_PATHNAME', 'es_batch_has' LANGUAGE C STABLE STRICT PARALLEL RESTRICTED COST 1;
+COMMENT ON FUNCTION es.batch_has(text, text, text) IS
+	'Whether the filter of the projection being applied lets such an event through.';
+
+CREATE VIEW es_batch AS
+	SELECT e."position", e.version, e.recorded_at, e.stream, e.category, e.type, e.payload, e.metadata
+	  FROM es.event e
+	 WHERE e."position" OPERATOR(pg_catalog.>) es.batch_after()
+	   AND e."position" OPERATOR(pg_catalog.<=) es.batch_to()
+	   AND es.batch_has(e.stream, e.category, e.type);
+COMMENT ON VIEW es_batch IS
+	'The events to apply now. By hand: SET es.batch = ''100,200'' shows the events behind 100 up to 200.';
+
+--
+-- A copy of a database
+--
+
+CREATE FUNCTION es_activate() RETURNS void
+	AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION es_activate() IS
+	'Let the workers of a restored or cloned database run; until then a copy fires no side effects.';
+

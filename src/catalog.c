@@ -1,0 +1,236 @@
+/*-------------------------------------------------------------------------
+ * catalog.c
+ *	  Finding the extension's own tables, and running its own SQL on them.
+ *
+ * The oids are looked up once and kept until one of the relations (or every
+ * relation) is invalidated.  Our own SQL runs as the owner of the extension
+ * with a search_path that holds nothing but pg_catalog: callers need no right
+ * on our tables and cannot put anything of theirs in between.
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/genam.h"
+#include "access/table.h"
+#include "access/xact.h"
+#include "catalog.h"
+#include "catalog/indexing.h"
+#include "catalog/namespace.h"
+#include "catalog/pg_extension.h"
+#include "commands/extension.h"
+#include "es.h"
+#include "miscadmin.h"
+#include "utils/builtins.h"
+#include "utils/fmgroids.h"
+#include "utils/guc.h"
+#include "utils/inval.h"
+#include "utils/lsyscache.h"
+#include "utils/rel.h"
+
+/* Valid between two invalidations; changed by lookup() and forget() alone. */
+static EsCatalog cache;
+static bool cache_valid = false;
+
+static void
+forget(Datum arg, Oid relid)
+{
+	if (relid == InvalidOid || relid == cache.event ||
+		relid == cache.event_position || relid == cache.command_log ||
+		relid == cache.projection)
+		cache_valid = false;
+}
+
+void
+es_catalog_init(void)
+{
+	CacheRegisterRelcacheCallback(forget, (Datum) 0);
+}
+
+/*
+ * The owner of the extension, or InvalidOid where it is not installed.
+ */
+static Oid
+extension_owner(void)
+{
+	Relation	rel = table_open(ExtensionRelationId, AccessShareLock);
+	ScanKeyData key;
+	SysScanDesc scan;
+	HeapTuple	tuple;
+	Oid			owner = InvalidOid;
+
+	ScanKeyInit(&key, Anum_pg_extension_extname, BTEqualStrategyNumber,
+				F_NAMEEQ, CStringGetDatum("es"));
+	scan = systable_beginscan(rel, ExtensionNameIndexId, true, NULL, 1, &key);
+	tuple = systable_getnext(scan);
+	if (HeapTupleIsValid(tuple))
+		owner = ((Form_pg_extension) GETSTRUCT(tuple))->extowner;
+	systable_endscan(scan);
+	table_close(rel, AccessShareLock);
+	return owner;
+}
+
+static bool
+lookup(void)
+{
+	Oid			schema = get_namespace_oid("es", true);
+	Oid			owner;
+
+	if (!OidIsValid(schema))
+		return false;
+	owner = extension_owner();
+	if (!OidIsValid(owner))
+		return false;
+
+	cache.owner = owner;
+	cache.event = get_relname_relid("event", schema);
+	cache.event_key = get_relname_relid("event_pkey", schema);
+	cache.event_stream = get_relname_relid("event_stream_version_key", schema);
+	cache.event_category = get_relname_relid("event_category_position_idx", schema);
+	cache.event_position = get_relname_relid("event_position", schema);
+	cache.tag = get_relname_relid("tag", schema);
+	cache.settled = get_relname_relid("settled", schema);
+	cache.identity = get_relname_relid("identity", schema);
+	cache.command_type = get_relname_relid("command_type", schema);
+	cache.command_log = get_relname_relid("command_log", schema);
+	cache.command_log_id = get_relname_relid("command_log_pkey", schema);
+	cache.projection = get_relname_relid("projection", schema);
+	return OidIsValid(cache.event) && OidIsValid(cache.event_stream) &&
+		OidIsValid(cache.event_category) && OidIsValid(cache.event_position);
+}
+
+/*
+ * The oids of our relations, or NULL where the extension is not installed in
+ * this database.  Needs a transaction.
+ */
+const EsCatalog *
+es_catalog_if_exists(void)
+{
+	if (!cache_valid)
+	{
+		/* The callback may fire while we look; then the next call looks again. */
+		cache_valid = true;
+		if (!lookup())
+			cache_valid = false;
+		else
+			return &cache;
+		return NULL;
+	}
+	return &cache;
+}
+
+/*
+ * The same without a transaction: NULL also where the oids must be looked up.
+ */
+const EsCatalog *
+es_catalog_cached(void)
+{
+	return cache_valid ? &cache : NULL;
+}
+
+const EsCatalog *
+es_catalog(void)
+{
+	const EsCatalog *catalog = es_catalog_if_exists();
+
+	if (catalog == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("extension \"es\" is not installed in this database"),
+				 errhint("Run CREATE EXTENSION es.")));
+	return catalog;
+}
+
+/*
+ * Open SPI for our own SQL.  Between this and es_spi_end() nothing that a user
+ * wrote may run.
+ */
+void
+es_spi_begin(EsSpi *spi)
+{
+	const EsCatalog *catalog = es_catalog();
+
+	GetUserIdAndSecContext(&spi->user, &spi->security);
+	spi->guc_level = NewGUCNestLevel();
+	if (SPI_connect() != SPI_OK_CONNECT)
+		elog(ERROR, "SPI_connect failed");
+	SetUserIdAndSecContext(catalog->owner,
+						   spi->security | SECURITY_LOCAL_USERID_CHANGE);
+	(void) set_config_option("search_path", "pg_catalog, pg_temp",
+							 PGC_USERSET, PGC_S_SESSION,
+							 GUC_ACTION_SAVE, true, 0, false);
+}
+
+void
+es_spi_end(EsSpi *spi)
+{
+	if (SPI_finish() != SPI_OK_FINISH)
+		elog(ERROR, "SPI_finish failed");
+	AtEOXact_GUC(true, spi->guc_level);
+	SetUserIdAndSecContext(spi->user, spi->security);
+}
+
+/*
+ * Plan a statement, if that has not been done yet.  SPI must be connected.
+ */
+void
+es_prepare(EsStatement *statement)
+{
+	SPIPlanPtr	plan;
+
+	if (statement->plan != NULL)
+		return;
+	plan = SPI_prepare(statement->sql, statement->nargs, statement->types);
+	if (plan == NULL)
+		elog(ERROR, "SPI_prepare failed: %s", SPI_result_code_string(SPI_result));
+	if (SPI_keepplan(plan) != 0)
+		elog(ERROR, "SPI_keepplan failed");
+	statement->plan = plan;
+}
+
+/*
+ * Parameters in the form that SPI_execute_plan_extended() takes.
+ */
+ParamListInfo
+es_params(EsStatement *statement, Datum *values, const char *nulls)
+{
+	ParamListInfo params = makeParamList(statement->nargs);
+
+	for (int i = 0; i < statement->nargs; i++)
+	{
+		params->params[i].value = values[i];
+		params->params[i].isnull = nulls && nulls[i] == 'n';
+		params->params[i].pflags = PARAM_FLAG_CONST;
+		params->params[i].ptype = statement->types[i];
+	}
+	return params;
+}
+
+/*
+ * Run one of our statements between es_spi_begin() and es_spi_end(), each with
+ * a fresh snapshot.  Returns the number of rows; they are in SPI_tuptable.
+ */
+uint64
+es_run(EsStatement *statement, Datum *values, const char *nulls)
+{
+	int			result;
+
+	es_prepare(statement);
+	result = SPI_execute_plan(statement->plan, values, nulls, false, 0);
+	if (result < 0)
+		elog(ERROR, "SPI_execute_plan failed: %s", SPI_result_code_string(result));
+	return SPI_processed;
+}
+
+Datum
+es_spi_value(uint64 row, int column, bool *isnull)
+{
+	return SPI_getbinval(SPI_tuptable->vals[row], SPI_tuptable->tupdesc,
+						 column, isnull);
+}
+
+/* NULL for an SQL NULL. */
+char *
+es_spi_text(uint64 row, int column)
+{
+	return SPI_getvalue(SPI_tuptable->vals[row], SPI_tuptable->tupdesc, column);
+}

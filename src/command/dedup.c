@@ -1,0 +1,146 @@
+/*-------------------------------------------------------------------------
+ * dedup.c
+ *	  One command id, one effect: the log of commands that came with an id.
+ *
+ * The result is written in the transaction of its events, so both are there or
+ * neither.  The id is locked to the end of the transaction before it is looked
+ * up: of two sessions that retry at once, the second waits and gets the first
+ * one's result.
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/table.h"
+#include "access/tableam.h"
+#include "catalog.h"
+#include "command/dedup.h"
+#include "common/hashfn.h"
+#include "es.h"
+#include "executor/executor.h"
+#include "miscadmin.h"
+#include "storage/lock.h"
+#include "store/table.h"
+#include "utils/builtins.h"
+#include "utils/fmgroids.h"
+#include "utils/fmgrprotos.h"
+#include "utils/rel.h"
+#include "utils/timestamp.h"
+
+/* The columns of es.command_log. */
+enum
+{
+	LOG_ID,
+	LOG_POSITION,
+	LOG_VERSION,
+	LOG_SUBMITTED_AT,
+	LOG_FINGERPRINT,
+	LOG_EVENTS,
+	LOG_COMMAND,
+	LOG_STREAM,
+	LOG_COLUMNS
+};
+
+static EsTable log_table;
+
+static void
+lock_id(Oid log, pg_uuid_t *id)
+{
+	uint64		hash = hash_bytes_extended(id->data, UUID_LEN, 0);
+	LOCKTAG		tag;
+
+	SET_LOCKTAG_OBJECT(tag, MyDatabaseId, log, (uint32) hash,
+					   (uint16) (hash >> 32));
+	(void) LockAcquire(&tag, ExclusiveLock, false, false);
+}
+
+static int64
+fingerprint(Jsonb *payload)
+{
+	return DatumGetInt64(DirectFunctionCall2(jsonb_hash_extended,
+											 JsonbPGetDatum(payload),
+											 Int64GetDatum(0)));
+}
+
+/*
+ * The same id must stand for the same command.
+ */
+static void
+check_same(pg_uuid_t *id, TupleTableSlot *slot, const char *command,
+		   text *stream, Jsonb *payload)
+{
+	char	   *old_command = TextDatumGetCString(slot->tts_values[LOG_COMMAND]);
+	char	   *old_stream = TextDatumGetCString(slot->tts_values[LOG_STREAM]);
+
+	if (strcmp(old_command, command) == 0 &&
+		strcmp(old_stream, text_to_cstring(stream)) == 0 &&
+		DatumGetInt64(slot->tts_values[LOG_FINGERPRINT]) == fingerprint(payload))
+		return;
+	ereport(ERROR,
+			(errcode(ERRCODE_UNIQUE_VIOLATION),
+			 errmsg("command id %s was used for another command",
+					DatumGetCString(DirectFunctionCall1(uuid_out, UUIDPGetDatum(id)))),
+			 errdetail("It was \"%s\" on stream \"%s\"%s.", old_command, old_stream,
+					   strcmp(old_command, command) == 0 &&
+					   strcmp(old_stream, text_to_cstring(stream)) == 0
+					   ? ", with another payload" : ""),
+			 errhint("Give every command an id of its own, and repeat it only to retry the same command.")));
+}
+
+/*
+ * Lock a command id and look it up.  True, with the first outcome, where the
+ * command was there before; an error where the id stood for another one.
+ */
+bool
+es_dedup_find(pg_uuid_t *id, const char *command, text *stream, Jsonb *payload,
+			  EsOutcome *outcome)
+{
+	const EsCatalog *catalog = es_catalog();
+	Relation	rel = table_open(catalog->command_log, AccessShareLock);
+	TupleTableSlot *slot = table_slot_create(rel, NULL);
+	ScanKeyData key;
+	bool		found;
+
+	lock_id(catalog->command_log, id);
+	ScanKeyInit(&key, 1, BTEqualStrategyNumber, F_UUID_EQ, UUIDPGetDatum(id));
+	found = es_index_find(rel, catalog->command_log_id, &key, 1,
+						  ForwardScanDirection, slot);
+	if (found)
+	{
+		slot_getallattrs(slot);
+		check_same(id, slot, command, stream, payload);
+		outcome->stream = DatumGetTextPCopy(slot->tts_values[LOG_STREAM]);
+		outcome->position = DatumGetInt64(slot->tts_values[LOG_POSITION]);
+		outcome->version = DatumGetInt64(slot->tts_values[LOG_VERSION]);
+		outcome->events = DatumGetInt32(slot->tts_values[LOG_EVENTS]);
+		outcome->duplicate = true;
+	}
+	ExecDropSingleTupleTableSlot(slot);
+	table_close(rel, NoLock);
+	return found;
+}
+
+/*
+ * Record what a command led to, under the id that es_dedup_find() locked.
+ */
+void
+es_dedup_record(pg_uuid_t *id, const char *command, Jsonb *payload,
+				const EsOutcome *outcome)
+{
+	Datum		values[LOG_COLUMNS];
+	bool		nulls[LOG_COLUMNS] = {false};
+	EsWriter	writer;
+
+	values[LOG_ID] = UUIDPGetDatum(id);
+	values[LOG_POSITION] = Int64GetDatum(outcome->position);
+	nulls[LOG_POSITION] = outcome->events == 0;
+	values[LOG_VERSION] = Int64GetDatum(outcome->version);
+	values[LOG_SUBMITTED_AT] = TimestampTzGetDatum(GetCurrentTimestamp());
+	values[LOG_FINGERPRINT] = Int64GetDatum(fingerprint(payload));
+	values[LOG_EVENTS] = Int32GetDatum(outcome->events);
+	values[LOG_COMMAND] = CStringGetTextDatum(command);
+	values[LOG_STREAM] = PointerGetDatum(outcome->stream);
+
+	es_writer_open(&writer, &log_table, es_catalog()->command_log);
+	es_writer_insert_row(&writer, values, nulls);
+	es_writer_close(&writer);
+}

@@ -1,0 +1,135 @@
+/*-------------------------------------------------------------------------
+ * batch.c
+ *	  Which events come next: the range of positions of the next batch.
+ *
+ * A batch is a range of positions and not a number of events, so that it can
+ * be found without reading it.  A projection that names categories jumps over
+ * the stretches of the log that hold none of them, by way of the index on
+ * (category, position).
+ *
+ * After a failure the range is halved until the one event that fails is alone
+ * in it: of a range (after, suspect_to] that fails, the first half is tried;
+ * where that fails it is the new range, where it passes the rest is.
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/stratnum.h"
+#include "access/table.h"
+#include "access/tableam.h"
+#include "catalog.h"
+#include "es.h"
+#include "executor/executor.h"
+#include "guc.h"
+#include "miscadmin.h"
+#include "projection/batch.h"
+#include "store/table.h"
+#include "utils/fmgroids.h"
+#include "utils/rel.h"
+#include "utils/snapmgr.h"
+
+/*
+ * The position of the first event of a category behind "after", or a position
+ * behind "settled" where there is none.  All that is settled is committed or
+ * aborted, so "committed at this instant" is what any snapshot sees.
+ */
+static int64
+first_of_category(Relation rel, TupleTableSlot *slot, text *category,
+				  int64 after, int64 settled)
+{
+	ScanKeyData keys[3];
+	bool		isnull;
+
+	ScanKeyInit(&keys[0], 1, BTEqualStrategyNumber, F_TEXTEQ,
+				PointerGetDatum(category));
+	ScanKeyInit(&keys[1], 2, BTGreaterStrategyNumber, F_INT8GT,
+				Int64GetDatum(after));
+	ScanKeyInit(&keys[2], 2, BTLessEqualStrategyNumber, F_INT8LE,
+				Int64GetDatum(settled));
+	if (!es_index_find(rel, es_catalog()->event_category, keys, 3,
+					   ForwardScanDirection, slot))
+		return settled + 1;
+	return DatumGetInt64(slot_getattr(slot, 1, &isnull));
+}
+
+/*
+ * The position of the first event of the projection's categories, or one
+ * behind "settled" where there is none.
+ */
+static int64
+first_position(const EsProjection *p, int64 settled)
+{
+	Relation	rel;
+	TupleTableSlot *slot;
+	int64		first = settled + 1;
+
+	if (p->filter.categories == NULL)
+		return p->position + 1;
+
+	rel = table_open(es_catalog()->event, AccessShareLock);
+	slot = table_slot_create(rel, NULL);
+	for (int i = 0; i < p->filter.ncategories; i++)
+		first = Min(first, first_of_category(rel, slot, p->filter.categories[i],
+											 p->position, settled));
+	ExecDropSingleTupleTableSlot(slot);
+	table_close(rel, AccessShareLock);
+	return first;
+}
+
+/*
+ * The next batch of a projection; to == after where there is none.
+ */
+EsBatch
+es_batch_next(const EsProjection *p, int64 settled)
+{
+	int			size = p->batch_size > 0 ? p->batch_size : es_batch_size;
+	int64		first;
+	EsBatch		batch = {p->position, p->position, true};
+
+	if (settled <= p->position)
+		return batch;
+	if (p->suspect_to > p->position)
+	{
+		batch.to = p->position + Max((p->suspect_to - p->position) / 2, 1);
+		batch.empty = false;
+		return batch;
+	}
+	first = first_position(p, settled);
+	batch.empty = first > settled;
+	if (!batch.empty)
+		batch.after = first - 1;
+	batch.to = batch.empty || settled - batch.after <= size
+		? settled : batch.after + size;
+	return batch;
+}
+
+/*
+ * How many events are in a batch.
+ */
+int64
+es_batch_count(const EsProjection *p, const EsBatch *batch)
+{
+	Relation	rel = table_open(es_catalog()->event, AccessShareLock);
+	Relation	index = index_open(es_catalog()->event_key, AccessShareLock);
+	TupleTableSlot *slot = table_slot_create(rel, NULL);
+	IndexScanDesc scan = es_index_beginscan(rel, index, GetActiveSnapshot(), 2);
+	ScanKeyData keys[2];
+	int64		count = 0;
+
+	ScanKeyInit(&keys[0], 1, BTGreaterStrategyNumber, F_INT8GT,
+				Int64GetDatum(batch->after));
+	ScanKeyInit(&keys[1], 1, BTLessEqualStrategyNumber, F_INT8LE,
+				Int64GetDatum(batch->to));
+	index_rescan(scan, keys, 2, NULL, 0);
+	while (index_getnext_slot(scan, ForwardScanDirection, slot))
+	{
+		CHECK_FOR_INTERRUPTS();
+		if (!p->filtered || es_filter_passes(&p->filter, slot))
+			count++;
+	}
+	index_endscan(scan);
+	ExecDropSingleTupleTableSlot(slot);
+	index_close(index, NoLock);
+	table_close(rel, AccessShareLock);
+	return count;
+}

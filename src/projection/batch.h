@@ -1,0 +1,25 @@
+/*-------------------------------------------------------------------------
+ * batch.h
+ *	  Which events come next.
+ *-------------------------------------------------------------------------
+ */
+#ifndef ES_PROJECTION_BATCH_H
+#define ES_PROJECTION_BATCH_H
+
+#include "projection/registry.h"
+
+/*
+ * The events behind "after" up to "to"; empty says that none of them passes
+ * the projection's filter.
+ */
+typedef struct EsBatch
+{
+	int64		after;
+	int64		to;
+	bool		empty;
+} EsBatch;
+
+extern EsBatch es_batch_next(const EsProjection *p, int64 settled);
+extern int64 es_batch_count(const EsProjection *p, const EsBatch *batch);
+
+#endif							/* ES_PROJECTION_BATCH_H */

@@ -1,0 +1,243 @@
+/*-------------------------------------------------------------------------
+ * functions.c
+ *	  es_append() and es_append_batch(): what SQL gives, made into events.
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "catalog/pg_type.h"
+#include "es.h"
+#include "fmgr.h"
+#include "funcapi.h"
+#include "store/append.h"
+#include "store/functions.h"
+#include "utils/builtins.h"
+
+PG_FUNCTION_INFO_V1(es_append);
+PG_FUNCTION_INFO_V1(es_append_batch);
+
+/*
+ * Return a row of bigints, which is what the functions here return.
+ */
+static Datum
+bigint_row(FunctionCallInfo fcinfo, int n, const int64 *columns)
+{
+	TupleDesc	desc;
+	Datum		values[3];
+	bool		nulls[3] = {false, false, false};
+
+	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE)
+		elog(ERROR, "return type must be a row type");
+	for (int i = 0; i < n; i++)
+		values[i] = Int64GetDatum(columns[i]);
+	return HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(desc), values, nulls));
+}
+
+/*
+ * An expected version as SQL gives it: NULL stands for any.
+ */
+int64
+es_expected_version(FunctionCallInfo fcinfo, int arg)
+{
+	int64		version;
+
+	if (PG_ARGISNULL(arg))
+		return ES_ANY_VERSION;
+	version = PG_GETARG_INT64(arg);
+	if (version < 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("expected version must not be negative"),
+				 errdetail("It is " INT64_FORMAT ".", version),
+				 errhint("Give 0 where the stream must not exist, NULL for any version.")));
+	return version;
+}
+
+/*
+ * es_append(stream, type, payload, expected_version, metadata, tags)
+ *
+ * Append one event.  Names are 1 to 512 bytes, payload and metadata objects of
+ * at most es.max_payload_size bytes.  Returns position and version.  Errors:
+ * ES001 where the stream is not at the expected version (message-db's and
+ * KurrentDB's optimistic concurrency), 22004, 22023, 42622, 54000 on bad
+ * input, 40001 in REPEATABLE READ where the stream moved.
+ */
+Datum
+es_append(PG_FUNCTION_ARGS)
+{
+	EsStream	stream;
+	EsEvent		event = {0};
+	int64		result[2];
+
+	event.type = PG_ARGISNULL(1) ? NULL : PG_GETARG_TEXT_PP(1);
+	event.payload = PG_ARGISNULL(2) ? NULL : PG_GETARG_JSONB_P(2);
+	event.metadata = PG_ARGISNULL(4) ? NULL : PG_GETARG_JSONB_P(4);
+	event.tags = PG_ARGISNULL(5) ? NULL : PG_GETARG_ARRAYTYPE_P(5);
+
+	es_stream_open(&stream, PG_ARGISNULL(0) ? NULL : PG_GETARG_TEXT_PP(0));
+	es_stream_expect(&stream, es_expected_version(fcinfo, 3));
+	result[0] = es_stream_append(&stream, &event, 1);
+	result[1] = stream.version;
+	return bigint_row(fcinfo, 2, result);
+}
+
+/*
+ * Refuse element number "i" (from 1 on) of a list of events.
+ */
+static void
+bad_element(int i, const char *problem)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+			 errmsg("element %d of the list of events is not an event", i),
+			 errdetail("%s", problem),
+			 errhint("An event is {\"type\": \"...\", \"payload\": {...}, \"metadata\": {...}, \"tags\": [\"...\"]}.")));
+}
+
+/*
+ * The tags of an event object, a JSON array of strings.
+ */
+static ArrayType *
+tags_from_json(int i, JsonbValue *value)
+{
+	Datum	   *tags;
+	int			n = 0;
+	JsonbIterator *it;
+	JsonbValue	v;
+	JsonbIteratorToken token;
+
+	if (value->type != jbvBinary || !JsonContainerIsArray(value->val.binary.data))
+		bad_element(i, "\"tags\" must be an array of strings.");
+	tags = palloc(sizeof(Datum) * (JsonContainerSize(value->val.binary.data) + 1));
+	it = JsonbIteratorInit(value->val.binary.data);
+	while ((token = JsonbIteratorNext(&it, &v, true)) != WJB_DONE)
+	{
+		if (token != WJB_ELEM)
+			continue;
+		if (v.type != jbvString)
+			bad_element(i, "\"tags\" must be an array of strings.");
+		tags[n++] = PointerGetDatum(cstring_to_text_with_len(v.val.string.val,
+															 v.val.string.len));
+	}
+	return construct_array(tags, n, TEXTOID, -1, false, TYPALIGN_INT);
+}
+
+/*
+ * Take one key of an event object over into the event.
+ */
+static void
+take_key(int i, EsEvent *event, JsonbValue *key, JsonbValue *value)
+{
+	const char *name = key->val.string.val;
+	int			len = key->val.string.len;
+
+#define KEY_IS(literal)	(len == sizeof(literal) - 1 && memcmp(name, literal, len) == 0)
+	if (KEY_IS("type"))
+	{
+		if (value->type != jbvString)
+			bad_element(i, "\"type\" must be a string.");
+		event->type = cstring_to_text_with_len(value->val.string.val,
+											   value->val.string.len);
+	}
+	else if (KEY_IS("payload"))
+		event->payload = JsonbValueToJsonb(value);
+	else if (KEY_IS("metadata"))
+		event->metadata = value->type == jbvNull ? NULL : JsonbValueToJsonb(value);
+	else if (KEY_IS("tags"))
+		event->tags = value->type == jbvNull ? NULL : tags_from_json(i, value);
+	else
+		bad_element(i, psprintf("Unknown key \"%.*s\".", len, name));
+#undef KEY_IS
+}
+
+/*
+ * Make element number "i" (from 1 on) of a list into an event.
+ */
+static void
+event_from_json(int i, JsonbValue *element, EsEvent *event)
+{
+	JsonbIterator *it;
+	JsonbValue	key;
+	JsonbValue	value;
+	JsonbIteratorToken token;
+
+	memset(event, 0, sizeof(*event));
+	if (element->type != jbvBinary ||
+		!JsonContainerIsObject(element->val.binary.data))
+		bad_element(i, "It is no object.");
+
+	it = JsonbIteratorInit(element->val.binary.data);
+	while ((token = JsonbIteratorNext(&it, &key, true)) != WJB_DONE)
+	{
+		if (token != WJB_KEY)
+			continue;
+		(void) JsonbIteratorNext(&it, &value, true);
+		take_key(i, event, &key, &value);
+	}
+	if (event->type == NULL)
+		bad_element(i, "It has no \"type\".");
+	if (event->payload == NULL)
+		event->payload = DatumGetJsonbP(DirectFunctionCall1(jsonb_in,
+															CStringGetDatum("{}")));
+}
+
+/*
+ * Make a JSON array into events.
+ */
+EsEvent *
+es_events_from_json(Jsonb *list, int *nevents)
+{
+	EsEvent    *events;
+	JsonbIterator *it;
+	JsonbValue	element;
+	JsonbIteratorToken token;
+	int			n = 0;
+
+	if (!JB_ROOT_IS_ARRAY(list) || JB_ROOT_IS_SCALAR(list) ||
+		JB_ROOT_COUNT(list) == 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("the events must be a JSON array with at least one element"),
+				 errhint("For example [{\"type\": \"ORDER_CREATED\", \"payload\": {}}].")));
+
+	events = palloc_extended(sizeof(EsEvent) * JB_ROOT_COUNT(list), MCXT_ALLOC_HUGE);
+	it = JsonbIteratorInit(&list->root);
+	while ((token = JsonbIteratorNext(&it, &element, true)) != WJB_DONE)
+	{
+		if (token != WJB_ELEM)
+			continue;
+		event_from_json(n + 1, &element, &events[n]);
+		n++;
+	}
+	*nevents = n;
+	return events;
+}
+
+/*
+ * es_append_batch(stream, events, expected_version)
+ *
+ * Append the events of a JSON array, all or none, at consecutive versions and
+ * positions.  Returns the first and the last position and the new version.
+ * Errors: those of es_append(), and 22023 for what is not an event.
+ */
+Datum
+es_append_batch(PG_FUNCTION_ARGS)
+{
+	EsStream	stream;
+	EsEvent    *events;
+	int			nevents;
+	int64		result[3];
+
+	if (PG_ARGISNULL(1))
+		ereport(ERROR,
+				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+				 errmsg("the events must not be null")));
+	events = es_events_from_json(PG_GETARG_JSONB_P(1), &nevents);
+
+	es_stream_open(&stream, PG_ARGISNULL(0) ? NULL : PG_GETARG_TEXT_PP(0));
+	es_stream_expect(&stream, es_expected_version(fcinfo, 2));
+	result[0] = es_stream_append(&stream, events, nevents);
+	result[1] = result[0] + nevents - 1;
+	result[2] = stream.version;
+	return bigint_row(fcinfo, 3, result);
+}

@@ -1,0 +1,159 @@
+/*-------------------------------------------------------------------------
+ * identity.c
+ *	  Which database a log belongs to: telling a copy from the original.
+ *
+ * A restored or cloned log must not send its announcements, commands and
+ * e-mails a second time.  The first use of a log writes the identity of its
+ * database (system identifier and oid) into es.identity, and the table goes
+ * along into every dump and clone.  Workers serve a log whose only identity is
+ * that of the database they are in: not a copy, whose rows name another one,
+ * and not a restore that is still under way, which has no row yet.
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/xlog.h"
+#include "access/xlogrecovery.h"
+#include "catalog.h"
+#include "catalog/pg_type.h"
+#include "es.h"
+#include "fmgr.h"
+#include "miscadmin.h"
+#include "store/identity.h"
+#include "store/watermark.h"
+#include "utils/builtins.h"
+
+PG_FUNCTION_INFO_V1(es_activate);
+PG_FUNCTION_INFO_V1(es_epoch);
+PG_FUNCTION_INFO_V1(es_suspended);
+
+static EsStatement count_identities = ES_SQL(
+	"SELECT count(*) FILTER (WHERE mine), count(*) FILTER (WHERE NOT mine) "
+	"FROM (SELECT system_identifier = $1 AND database = $2 AS mine FROM es.identity) i",
+	2, TEXTOID, OIDOID);
+static EsStatement add_identity = ES_SQL(
+	"INSERT INTO es.identity VALUES ($1, $2, clock_timestamp())",
+	2, TEXTOID, OIDOID);
+static EsStatement drop_identities = ES_SQL(
+	"DELETE FROM es.identity", 0, InvalidOid);
+
+/*
+ * The parameters of the statements above: who we are.
+ */
+static void
+my_identity(Datum *values)
+{
+	values[0] = CStringGetTextDatum(psprintf(UINT64_FORMAT, GetSystemIdentifier()));
+	values[1] = ObjectIdGetDatum(MyDatabaseId);
+}
+
+/*
+ * Count the identities that are ours and those of others.
+ */
+static void
+count(int64 *mine, int64 *others)
+{
+	EsSpi		spi;
+	Datum		values[2];
+	bool		isnull;
+
+	es_spi_begin(&spi);
+	my_identity(values);
+	(void) es_run(&count_identities, values, NULL);
+	*mine = DatumGetInt64(es_spi_value(0, 1, &isnull));
+	*others = DatumGetInt64(es_spi_value(0, 2, &isnull));
+	es_spi_end(&spi);
+}
+
+static void
+add(void)
+{
+	EsSpi		spi;
+	Datum		values[2];
+
+	es_spi_begin(&spi);
+	my_identity(values);
+	(void) es_run(&add_identity, values, NULL);
+	es_spi_end(&spi);
+}
+
+/*
+ * Write our identity into a log that has none.  Two sessions that do it at
+ * once write it twice, which harms nobody and makes nobody wait.
+ */
+void
+es_identity_establish(void)
+{
+	static Oid	established = InvalidOid;	/* the log known to have one */
+	Oid			log = es_catalog()->event;
+	int64		mine;
+	int64		others;
+
+	if (established == log)
+		return;
+	count(&mine, &others);
+	if (mine + others == 0)
+		add();
+	else
+		established = log;
+}
+
+/*
+ * Whether workers may serve this database.
+ */
+bool
+es_identity_active(void)
+{
+	int64		mine;
+	int64		others;
+
+	count(&mine, &others);
+	return mine > 0 && others == 0;
+}
+
+/*
+ * es_activate(): make the log that of this database.
+ */
+Datum
+es_activate(PG_FUNCTION_ARGS)
+{
+	EsSpi		spi;
+
+	es_spi_begin(&spi);
+	(void) es_run(&drop_identities, NULL, NULL);
+	es_spi_end(&spi);
+	add();
+	es_wake_at_commit();
+	PG_RETURN_VOID();
+}
+
+/*
+ * es.suspended(): whether workers wait for es_activate().
+ */
+Datum
+es_suspended(PG_FUNCTION_ARGS)
+{
+	PG_RETURN_BOOL(!es_identity_active());
+}
+
+/*
+ * The epoch: positions of two epochs cannot be compared, since a failover may
+ * have lost the newest of the old one.
+ */
+char *
+es_epoch_text(void)
+{
+	TimeLineID	timeline;
+
+	if (RecoveryInProgress())
+		(void) GetXLogReplayRecPtr(&timeline);
+	else
+		timeline = GetWALInsertionTimeLine();
+	return psprintf(UINT64_FORMAT "/%u", GetSystemIdentifier(), timeline);
+}
+
+Datum
+es_epoch(PG_FUNCTION_ARGS)
+{
+	PG_RETURN_TEXT_P(cstring_to_text(es_epoch_text()));
+}

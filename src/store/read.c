@@ -1,0 +1,271 @@
+/*-------------------------------------------------------------------------
+ * read.c
+ *	  Reading the log: es_read(), es_stream(), es_settled(), and what es_batch
+ *	  goes by.
+ *
+ * The queries run as the caller, so rights and row security on es.event hold.
+ * es_read() is volatile: it computes the settled position first and lets its
+ * query take a snapshot after that (see watermark.c).
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/xact.h"
+#include "catalog/pg_type.h"
+#include "catalog.h"
+#include "es.h"
+#include "executor/spi.h"
+#include "executor/tstoreReceiver.h"
+#include "fmgr.h"
+#include "funcapi.h"
+#include "guc.h"
+#include "store/append.h"
+#include "store/read.h"
+#include "store/watermark.h"
+#include "utils/builtins.h"
+#include "utils/guc.h"
+#include "utils/memutils.h"
+
+PG_FUNCTION_INFO_V1(es_read);
+PG_FUNCTION_INFO_V1(es_stream);
+PG_FUNCTION_INFO_V1(es_settled);
+PG_FUNCTION_INFO_V1(es_batch_after);
+PG_FUNCTION_INFO_V1(es_batch_to);
+PG_FUNCTION_INFO_V1(es_batch_has);
+
+#define COLUMNS \
+	"SELECT position, version, recorded_at, stream, category, type, payload, metadata FROM es.event "
+
+/*
+ * One statement for each combination of filters: each gets the plan that its
+ * index serves, with no test for NULL in the way of it.
+ */
+static EsStatement read_all = ES_SQL(
+	COLUMNS "WHERE position OPERATOR(pg_catalog.>) $1 AND position OPERATOR(pg_catalog.<=) $2 "
+	"ORDER BY position LIMIT $3",
+	5, INT8OID, INT8OID, INT8OID, TEXTOID, TEXTARRAYOID);
+static EsStatement read_category = ES_SQL(
+	COLUMNS "WHERE position OPERATOR(pg_catalog.>) $1 AND position OPERATOR(pg_catalog.<=) $2 "
+	"AND category OPERATOR(pg_catalog.=) $4 ORDER BY category, position LIMIT $3",
+	5, INT8OID, INT8OID, INT8OID, TEXTOID, TEXTARRAYOID);
+static EsStatement read_types = ES_SQL(
+	COLUMNS "WHERE position OPERATOR(pg_catalog.>) $1 AND position OPERATOR(pg_catalog.<=) $2 "
+	"AND type OPERATOR(pg_catalog.=) ANY ($5) ORDER BY position LIMIT $3",
+	5, INT8OID, INT8OID, INT8OID, TEXTOID, TEXTARRAYOID);
+static EsStatement read_category_types = ES_SQL(
+	COLUMNS "WHERE position OPERATOR(pg_catalog.>) $1 AND position OPERATOR(pg_catalog.<=) $2 "
+	"AND category OPERATOR(pg_catalog.=) $4 AND type OPERATOR(pg_catalog.=) ANY ($5) "
+	"ORDER BY category, position LIMIT $3",
+	5, INT8OID, INT8OID, INT8OID, TEXTOID, TEXTARRAYOID);
+static EsStatement read_stream = ES_SQL(
+	COLUMNS "WHERE stream OPERATOR(pg_catalog.=) $1 AND version OPERATOR(pg_catalog.>=) $2 "
+	"ORDER BY stream, version LIMIT $3",
+	3, TEXTOID, INT8OID, INT8OID);
+
+/* The filter of es_batch; es_batch_set() changes it. */
+static const EsFilter *batch_filter = NULL;
+
+/*
+ * Run a statement as the caller and send its rows into the result of a set
+ * returning function.
+ */
+static void
+read_into_result(FunctionCallInfo fcinfo, EsStatement *statement,
+				 Datum *values, const char *nulls, bool read_only)
+{
+	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
+	SPIExecuteOptions options = {0};
+
+	InitMaterializedSRF(fcinfo, MAT_SRF_BLESS);
+	if (SPI_connect() != SPI_OK_CONNECT)
+		elog(ERROR, "SPI_connect failed");
+	es_prepare(statement);
+	options.read_only = read_only;
+	options.must_return_tuples = true;
+	options.params = es_params(statement, values, nulls);
+	options.dest = CreateDestReceiver(DestTuplestore);
+	SetTuplestoreDestReceiverParams(options.dest, rsinfo->setResult,
+									rsinfo->econtext->ecxt_per_query_memory,
+									false, NULL, NULL);
+	if (SPI_execute_plan_extended(statement->plan, &options) < 0)
+		elog(ERROR, "SPI_execute_plan_extended failed");
+	if (SPI_finish() != SPI_OK_FINISH)
+		elog(ERROR, "SPI_finish failed");
+}
+
+/*
+ * A count as SQL gives it: NULL is "all", and a negative one an error.
+ */
+static Datum
+count_argument(FunctionCallInfo fcinfo, int arg)
+{
+	if (PG_ARGISNULL(arg))
+		return Int64GetDatum(PG_INT64_MAX);
+	if (PG_GETARG_INT32(arg) < 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("max_count must not be negative"),
+				 errdetail("It is %d.", PG_GETARG_INT32(arg)),
+				 errhint("Give NULL to read all.")));
+	return Int64GetDatum((int64) PG_GETARG_INT32(arg));
+}
+
+/*
+ * es_read(after, max_count, category, types)
+ *
+ * At most max_count events (NULL: all) behind a position, in the order of the
+ * log, up to the settled position; with only those of a category or of some
+ * types where these are given.  Whoever remembers the last position it got and
+ * goes on from there gets every event once.
+ */
+Datum
+es_read(PG_FUNCTION_ARGS)
+{
+	Datum		values[5];
+	char		nulls[] = "     ";
+	EsStatement *statement;
+
+	values[0] = Int64GetDatum(PG_ARGISNULL(0) ? 0 : PG_GETARG_INT64(0));
+	values[1] = Int64GetDatum(es_settled_position());
+	values[2] = count_argument(fcinfo, 1);
+	values[3] = PG_ARGISNULL(2) ? (Datum) 0 : PG_GETARG_DATUM(2);
+	values[4] = PG_ARGISNULL(3) ? (Datum) 0 : PG_GETARG_DATUM(3);
+	if (PG_ARGISNULL(2))
+		nulls[3] = 'n';
+	if (PG_ARGISNULL(3))
+		nulls[4] = 'n';
+
+	if (PG_ARGISNULL(2))
+		statement = PG_ARGISNULL(3) ? &read_all : &read_types;
+	else
+		statement = PG_ARGISNULL(3) ? &read_category : &read_category_types;
+	read_into_result(fcinfo, statement, values, nulls, false);
+	return (Datum) 0;
+}
+
+/*
+ * es_stream(stream, from_version, max_count)
+ *
+ * The events of one stream from a version on, at most max_count (NULL: all).
+ * A stream needs no settled position: its lock keeps its versions in order.
+ */
+Datum
+es_stream(PG_FUNCTION_ARGS)
+{
+	Datum		values[3];
+
+	es_check_name("stream name", PG_ARGISNULL(0) ? NULL : PG_GETARG_TEXT_PP(0));
+	values[0] = PG_GETARG_DATUM(0);
+	values[1] = Int64GetDatum(PG_ARGISNULL(1) ? 1 : PG_GETARG_INT64(1));
+	values[2] = count_argument(fcinfo, 2);
+	read_into_result(fcinfo, &read_stream, values, NULL, true);
+	return (Datum) 0;
+}
+
+/*
+ * es_settled(): the highest position such that no event at or below it can
+ * still appear.  Valid for snapshots taken afterwards.
+ */
+Datum
+es_settled(PG_FUNCTION_ARGS)
+{
+	PG_RETURN_INT64(es_settled_position());
+}
+
+/*
+ * The texts of an array, which may be NULL; the filter points into it.
+ */
+static text **
+texts_of(ArrayType *array, int *n)
+{
+	Datum	   *values;
+	text	  **texts;
+
+	*n = 0;
+	if (array == NULL)
+		return NULL;
+	deconstruct_array(array, TEXTOID, -1, false, TYPALIGN_INT, &values, NULL, n);
+	texts = palloc(sizeof(text *) * Max(*n, 1));
+	for (int i = 0; i < *n; i++)
+		texts[i] = DatumGetTextPP(values[i]);
+	return texts;
+}
+
+/*
+ * Make a filter in the current memory context.
+ */
+void
+es_filter_from_arrays(EsFilter *filter, ArrayType *categories, ArrayType *types)
+{
+	filter->categories = texts_of(categories, &filter->ncategories);
+	filter->types = texts_of(types, &filter->ntypes);
+}
+
+/*
+ * Let es_batch show the events behind "after" up to "to" that pass a filter
+ * (NULL: all of them).  The filter must outlive its use here.
+ */
+void
+es_batch_set(const EsFilter *filter, int64 after, int64 to)
+{
+	batch_filter = filter;
+	es_batch_range_after = after;
+	es_batch_range_to = to;
+}
+
+Datum
+es_batch_after(PG_FUNCTION_ARGS)
+{
+	PG_RETURN_INT64(es_batch_range_after);
+}
+
+Datum
+es_batch_to(PG_FUNCTION_ARGS)
+{
+	PG_RETURN_INT64(es_batch_range_to);
+}
+
+static bool
+is_among(const text *value, text **list, int n)
+{
+	int			len = VARSIZE_ANY_EXHDR(value);
+
+	for (int i = 0; i < n; i++)
+		if (VARSIZE_ANY_EXHDR(list[i]) == len &&
+			memcmp(VARDATA_ANY(list[i]), VARDATA_ANY(value), len) == 0)
+			return true;
+	return false;
+}
+
+static bool
+passes(const EsFilter *filter, const text *category, const text *type)
+{
+	if (filter->categories &&
+		!is_among(category, filter->categories, filter->ncategories))
+		return false;
+	return filter->types == NULL || is_among(type, filter->types, filter->ntypes);
+}
+
+/*
+ * Whether a row of es.event passes a filter.
+ */
+bool
+es_filter_passes(const EsFilter *filter, TupleTableSlot *event)
+{
+	bool		isnull;
+
+	return passes(filter,
+				  DatumGetTextPP(slot_getattr(event, 5, &isnull)),
+				  DatumGetTextPP(slot_getattr(event, 6, &isnull)));
+}
+
+/*
+ * es.batch_has(stream, category, type): whether the filter of the projection
+ * being applied lets such an event through.
+ */
+Datum
+es_batch_has(PG_FUNCTION_ARGS)
+{
+	PG_RETURN_BOOL(batch_filter == NULL ||
+				   passes(batch_filter, PG_GETARG_TEXT_PP(1), PG_GETARG_TEXT_PP(2)));
+}

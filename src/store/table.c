@@ -1,0 +1,223 @@
+/*-------------------------------------------------------------------------
+ * table.c
+ *	  Reading and writing our own tables past SPI and the executor.
+ *
+ * An append is a heap insert and a few index inserts.  Planning, executor
+ * start-up and permission checks cost more than these, so we call the access
+ * methods themselves.  What describes the indexes is built once and kept until
+ * the table is invalidated; indexes that an administrator adds, those on
+ * expressions and partial ones too, are kept like ours.
+ *
+ * Constraints and triggers for INSERT are not looked at: our tables need none.
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/table.h"
+#include "access/tableam.h"
+#include "access/xact.h"
+#include "catalog/index.h"
+#include "es.h"
+#include "executor/executor.h"
+#include "store/table.h"
+#include "utils/inval.h"
+#include "utils/memutils.h"
+#include "utils/rel.h"
+#include "utils/snapmgr.h"
+
+/* The tables used so far; grows in build(), never shrinks. */
+static EsTable *tables = NULL;
+
+static void
+forget(Datum arg, Oid relid)
+{
+	for (EsTable *t = tables; t != NULL; t = t->next)
+		if (relid == InvalidOid || relid == t->relid)
+			t->valid = false;
+}
+
+/*
+ * Learn the indexes of a table.  The new description replaces the old one only
+ * when it is complete, so an error on the way costs nothing.
+ */
+static void
+build(EsTable *table, Relation rel)
+{
+	MemoryContext context = AllocSetContextCreate(TopMemoryContext, "es table",
+												  ALLOCSET_SMALL_SIZES);
+	MemoryContext old = MemoryContextSwitchTo(context);
+	List	   *oids = RelationGetIndexList(rel);
+	int			n = 0;
+	Oid		   *indexes = palloc(sizeof(Oid) * Max(list_length(oids), 1));
+	IndexInfo **infos = palloc(sizeof(IndexInfo *) * Max(list_length(oids), 1));
+	ListCell   *cell;
+
+	foreach(cell, oids)
+	{
+		Relation	index = index_open(lfirst_oid(cell), RowExclusiveLock);
+
+		if (index->rd_index->indisready)
+		{
+			indexes[n] = lfirst_oid(cell);
+			infos[n++] = BuildIndexInfo(index);
+		}
+		index_close(index, NoLock);
+	}
+	MemoryContextSwitchTo(old);
+
+	if (table->context == NULL)
+	{
+		if (tables == NULL)
+			CacheRegisterRelcacheCallback(forget, (Datum) 0);
+		table->next = tables;
+		tables = table;
+	}
+	else
+		MemoryContextDelete(table->context);
+	table->context = context;
+	table->nindexes = n;
+	table->indexes = indexes;
+	table->infos = infos;
+	table->relid = RelationGetRelid(rel);
+	table->valid = true;
+}
+
+/*
+ * Open a table and its indexes for writing.  The locks stay until the end of
+ * the transaction.
+ */
+void
+es_writer_open(EsWriter *writer, EsTable *table, Oid relid)
+{
+	writer->rel = table_open(relid, RowExclusiveLock);
+	if (!table->valid || table->relid != relid)
+		build(table, writer->rel);
+	writer->nindexes = table->nindexes;
+	writer->infos = table->infos;
+	writer->indexes = palloc(sizeof(Relation) * Max(table->nindexes, 1));
+	for (int i = 0; i < writer->nindexes; i++)
+		writer->indexes[i] = index_open(table->indexes[i], RowExclusiveLock);
+}
+
+void
+es_writer_close(EsWriter *writer)
+{
+	for (int i = 0; i < writer->nindexes; i++)
+		index_close(writer->indexes[i], NoLock);
+	table_close(writer->rel, NoLock);
+	pfree(writer->indexes);
+}
+
+/*
+ * Enter rows into an index on expressions or a partial one, which needs an
+ * executor state to evaluate them in.
+ */
+static void
+insert_computed_entries(EsWriter *writer, int index,
+						TupleTableSlot **slots, int nslots)
+{
+	IndexInfo  *info = writer->infos[index];
+	EState	   *estate = CreateExecutorState();
+	ExprContext *context = GetPerTupleExprContext(estate);
+	Datum		values[INDEX_MAX_KEYS];
+	bool		nulls[INDEX_MAX_KEYS];
+
+	info->ii_ExpressionsState = NIL;
+	info->ii_PredicateState = info->ii_Predicate == NIL
+		? NULL : ExecPrepareQual(info->ii_Predicate, estate);
+	for (int i = 0; i < nslots; i++)
+	{
+		context->ecxt_scantuple = slots[i];
+		if (info->ii_PredicateState == NULL ||
+			ExecQual(info->ii_PredicateState, context))
+		{
+			FormIndexDatum(info, slots[i], estate, values, nulls);
+			index_insert(writer->indexes[index], values, nulls,
+						 &slots[i]->tts_tid, writer->rel,
+						 info->ii_Unique ? UNIQUE_CHECK_YES : UNIQUE_CHECK_NO,
+						 false, info);
+		}
+		ResetExprContext(context);
+	}
+	info->ii_ExpressionsState = NIL;
+	info->ii_PredicateState = NULL;
+	FreeExecutorState(estate);
+}
+
+static void
+insert_index_entries(EsWriter *writer, int index,
+					 TupleTableSlot **slots, int nslots)
+{
+	IndexInfo  *info = writer->infos[index];
+	Datum		values[INDEX_MAX_KEYS];
+	bool		nulls[INDEX_MAX_KEYS];
+
+	if (info->ii_Expressions != NIL || info->ii_Predicate != NIL)
+	{
+		insert_computed_entries(writer, index, slots, nslots);
+		return;
+	}
+	for (int i = 0; i < nslots; i++)
+	{
+		FormIndexDatum(info, slots[i], NULL, values, nulls);
+		index_insert(writer->indexes[index], values, nulls,
+					 &slots[i]->tts_tid, writer->rel,
+					 info->ii_Unique ? UNIQUE_CHECK_YES : UNIQUE_CHECK_NO,
+					 false, info);
+	}
+}
+
+/*
+ * Insert rows.  Index by index, so that the pages of one stay in the cache.
+ */
+void
+es_writer_insert(EsWriter *writer, TupleTableSlot **slots, int nslots)
+{
+	CommandId	cid = GetCurrentCommandId(true);
+
+	if (nslots == 1)
+		table_tuple_insert(writer->rel, slots[0], cid, 0, NULL);
+	else
+		table_multi_insert(writer->rel, slots, nslots, cid, 0, NULL);
+	for (int i = 0; i < writer->nindexes; i++)
+		insert_index_entries(writer, i, slots, nslots);
+}
+
+/*
+ * Insert one row given by its columns.
+ */
+void
+es_writer_insert_row(EsWriter *writer, Datum *values, bool *nulls)
+{
+	TupleTableSlot *slot = MakeSingleTupleTableSlot(RelationGetDescr(writer->rel),
+													&TTSOpsVirtual);
+	int			natts = slot->tts_tupleDescriptor->natts;
+
+	memcpy(slot->tts_values, values, natts * sizeof(Datum));
+	memcpy(slot->tts_isnull, nulls, natts * sizeof(bool));
+	ExecStoreVirtualTuple(slot);
+	es_writer_insert(writer, &slot, 1);
+	ExecDropSingleTupleTableSlot(slot);
+}
+
+/*
+ * Find the first row, in the given direction of the index, that matches the
+ * keys and is committed at this instant or our own, be it of this command.
+ * The caller's lock sees to it that "this instant" is long enough.
+ */
+bool
+es_index_find(Relation rel, Oid index, ScanKey keys, int nkeys,
+			  ScanDirection direction, TupleTableSlot *slot)
+{
+	Relation	indexrel = index_open(index, AccessShareLock);
+	IndexScanDesc scan = es_index_beginscan(rel, indexrel, SnapshotSelf, nkeys);
+	bool		found;
+
+	index_rescan(scan, keys, nkeys, NULL, 0);
+	found = index_getnext_slot(scan, direction, slot);
+	if (found)
+		ExecMaterializeSlot(slot);
+	index_endscan(scan);
+	index_close(indexrel, NoLock);
+	return found;
+}

@@ -1,0 +1,599 @@
+/*-------------------------------------------------------------------------
+ * watermark.c
+ *	  Handing out positions, and the settled position: how far the log can be
+ *	  read without loss.
+ *
+ * Positions are handed out before commit, so commit order is not position
+ * order: a reader that takes "position > last" loses what commits late.  Each
+ * appending backend therefore publishes, before it takes its first position,
+ * a lower bound of it in a slot of its own, and takes the bound back when the
+ * transaction is no longer in progress for any snapshot.
+ *
+ *		append	under the mutex: slot = next, if empty; p = next; next += n
+ *		end		XACT_EVENT_COMMIT or ABORT, both after ProcArrayEndTransaction:
+ *				slot = 0
+ *		reader	under the mutex: hi = next - 1
+ *				barrier; W = min(hi, min(slots in use) - 1); barrier;
+ *				then, and not before, the snapshot that reads up to W
+ *
+ * Invariant: a transaction with a position at or below W is visible, or
+ * aborted, for every snapshot taken after W was computed.  Proof: let p be a
+ * position at or below W, so p <= hi.  It was taken under the mutex before the
+ * reader held the mutex, and the slot was written in the same critical
+ * section, so the reader sees the slot as it was written or as it was cleared
+ * later.  A slot in use holds a bound <= p and W would be below p; so it was
+ * cleared, which happens after ProcArrayEndTransaction, and GetSnapshotData,
+ * which takes ProcArrayLock, comes after our reading of the slot.
+ *
+ * The counter lives in shared memory.  The sequence es.event_position is its
+ * durable upper bound, moved a block ahead before any position of the block
+ * is used; its WAL record precedes those of the events, so after a crash the
+ * counter begins above every position that a client ever saw.
+ *
+ * Only transactions that appended hold W back.
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/heapam.h"
+#include "access/table.h"
+#include "access/tableam.h"
+#include "access/xact.h"
+#include "access/xlog.h"
+#include "catalog.h"
+#include "catalog/pg_type.h"
+#include "commands/sequence.h"
+#include "es.h"
+#include "funcapi.h"
+#include "guc.h"
+#include "miscadmin.h"
+#include "store/wakeup.h"
+#include "store/watermark.h"
+#include "storage/ipc.h"
+#include "storage/lmgr.h"
+#include "storage/proc.h"
+#include "storage/shmem.h"
+#include "utils/rel.h"
+#include "utils/snapmgr.h"
+
+PG_FUNCTION_INFO_V1(es_stat_append);
+
+/* Positions in a block of the sequence: its INCREMENT in sql/store.sql. */
+#define BLOCK	64
+
+/*
+ * One for each backend.  Written by its backend alone; padded, so that
+ * appenders do not share cache lines.
+ */
+typedef union Slot
+{
+	struct
+	{
+		pg_atomic_uint64 first; /* lower bound of its positions, or 0 */
+		Oid			database;
+		int			pid;
+	}			s;
+	char		pad[PG_CACHE_LINE_SIZE];
+} Slot;
+
+typedef struct Watermark
+{
+	LWLock	   *lock;			/* protects which entry is whose */
+	Slot	   *slots;
+	int			nslots;
+	EsDatabase	databases[FLEXIBLE_ARRAY_MEMBER];
+} Watermark;
+
+static Watermark *shared = NULL;
+
+static EsStatement write_settled = ES_SQL(
+	"INSERT INTO es.settled AS s (position, updated_at) VALUES ($1, clock_timestamp()) "
+	"ON CONFLICT (one) DO UPDATE SET position = excluded.position, updated_at = excluded.updated_at "
+	"WHERE s.position < excluded.position",
+	1, INT8OID);
+
+/* Set at first use, for the life of the backend. */
+static EsDatabase *my_database = NULL;
+static Slot *my_slot = NULL;
+
+/* Whether the end of this transaction is news to the workers. */
+static bool wake = false;
+
+static Size
+shmem_size(void)
+{
+	Size		size = offsetof(Watermark, databases);
+
+	size = add_size(size, mul_size(es_max_databases, sizeof(EsDatabase)));
+	size = CACHELINEALIGN(size);
+	return add_size(size, mul_size(MaxBackends + 1, sizeof(Slot)));
+}
+
+void
+es_watermark_shmem_request(void)
+{
+	RequestAddinShmemSpace(shmem_size());
+	RequestNamedLWLockTranche("es", 1 + es_max_databases);
+}
+
+void
+es_watermark_shmem_init(void)
+{
+	bool		found;
+	LWLockPadded *locks;
+
+	shared = ShmemInitStruct("es watermark", shmem_size(), &found);
+	if (found)
+		return;
+
+	memset(shared, 0, shmem_size());
+	locks = GetNamedLWLockTranche("es");
+	shared->lock = &locks[0].lock;
+	for (int i = 0; i < es_max_databases; i++)
+	{
+		EsDatabase *d = &shared->databases[i];
+
+		SpinLockInit(&d->mutex);
+		d->lock = &locks[1 + i].lock;
+		pg_atomic_init_u32(&d->wanted, 0);
+		pg_atomic_init_u32(&d->served, 0);
+		pg_atomic_init_u32(&d->waiters, 0);
+		ConditionVariableInit(&d->progress);
+	}
+	shared->nslots = MaxBackends;
+	shared->slots = (Slot *) CACHELINEALIGN(&shared->databases[es_max_databases]);
+	for (int i = 0; i < shared->nslots; i++)
+		pg_atomic_init_u64(&shared->slots[i].s.first, 0);
+}
+
+/*
+ * The entry of a database, or NULL.  The caller holds shared->lock.
+ */
+static EsDatabase *
+find_database(Oid oid)
+{
+	for (int i = 0; i < es_max_databases; i++)
+		if (shared->databases[i].oid == oid)
+			return &shared->databases[i];
+	return NULL;
+}
+
+/*
+ * The entry of a database, made where there is none; NULL when all are in use.
+ */
+static EsDatabase *
+find_or_make_database(Oid oid)
+{
+	EsDatabase *d;
+
+	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
+	d = find_database(oid);
+	if (d == NULL && (d = find_database(InvalidOid)) != NULL)
+	{
+		d->sequence = InvalidOid;
+		pg_atomic_write_u32(&d->wanted, 0);
+		pg_atomic_write_u32(&d->served, 0);
+		pg_atomic_write_u32(&d->waiters, 0);
+		d->oid = oid;
+	}
+	LWLockRelease(shared->lock);
+	return d;
+}
+
+/*
+ * The entry of this backend's database.  An error where the library was not
+ * preloaded.
+ */
+EsDatabase *
+es_database(void)
+{
+	if (my_database != NULL)
+		return my_database;
+
+	if (shared == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("es must be loaded through shared_preload_libraries"),
+				 errhint("Put the line \"shared_preload_libraries = 'es'\" into postgresql.conf and restart the server.")));
+
+	my_database = find_or_make_database(MyDatabaseId);
+	if (my_database == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
+				 errmsg("too many databases with an event log"),
+				 errhint("Raise es.max_databases, which is %d, and restart the server.",
+						 es_max_databases)));
+	my_slot = &shared->slots[ES_MY_SLOT];
+	my_slot->s.database = MyDatabaseId;
+	my_slot->s.pid = MyProcPid;
+	return my_database;
+}
+
+/*
+ * The databases that want a scheduler and have none.
+ */
+int
+es_databases_wanted(Oid *databases, int max)
+{
+	int			n = 0;
+
+	LWLockAcquire(shared->lock, LW_SHARED);
+	for (int i = 0; i < es_max_databases && n < max; i++)
+	{
+		EsDatabase *d = &shared->databases[i];
+
+		if (OidIsValid(d->oid) &&
+			pg_atomic_read_u32(&d->wanted) && !pg_atomic_read_u32(&d->served))
+			databases[n++] = d->oid;
+	}
+	LWLockRelease(shared->lock);
+	return n;
+}
+
+/*
+ * Say that a database with an entry should have a scheduler, or should not.
+ */
+void
+es_want_database(Oid database, bool wanted)
+{
+	EsDatabase *d;
+
+	LWLockAcquire(shared->lock, LW_SHARED);
+	d = find_database(database);
+	if (d != NULL)
+		pg_atomic_write_u32(&d->wanted, wanted ? 1 : 0);
+	LWLockRelease(shared->lock);
+}
+
+/*
+ * This process is the scheduler of its database, or is so no longer.
+ */
+void
+es_serve_database(bool served)
+{
+	EsDatabase *d = es_database();
+
+	if (served)
+		pg_atomic_write_u32(&d->wanted, 1);
+	pg_atomic_write_u32(&d->served, served ? 1 : 0);
+}
+
+bool
+es_database_is_served(Oid database)
+{
+	EsDatabase *d;
+	bool		served;
+
+	LWLockAcquire(shared->lock, LW_SHARED);
+	d = find_database(database);
+	served = d != NULL && pg_atomic_read_u32(&d->served) != 0;
+	LWLockRelease(shared->lock);
+	return served;
+}
+
+/*
+ * The database was dropped: free its entry.
+ */
+void
+es_forget_database(Oid database)
+{
+	EsDatabase *d;
+
+	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
+	d = find_database(database);
+	if (d != NULL)
+		d->oid = InvalidOid;
+	LWLockRelease(shared->lock);
+}
+
+/*
+ * Read the sequence past our own permissions: the last value it reserved, or
+ * 0 where it reserved none.
+ */
+static int64
+reserved_bound(Oid sequence)
+{
+	Relation	rel = relation_open(sequence, AccessShareLock);
+	TupleTableSlot *slot = table_slot_create(rel, NULL);
+	TableScanDesc scan = table_beginscan(rel, SnapshotAny, 0, NULL);
+	int64		bound = 0;
+
+	if (table_scan_getnextslot(scan, ForwardScanDirection, slot))
+	{
+		bool		isnull;
+		int64		last = DatumGetInt64(slot_getattr(slot, SEQ_COL_LASTVAL, &isnull));
+
+		bound = DatumGetBool(slot_getattr(slot, SEQ_COL_CALLED, &isnull))
+			? last : last - BLOCK;
+	}
+	table_endscan(scan);
+	ExecDropSingleTupleTableSlot(slot);
+	relation_close(rel, AccessShareLock);
+	return Max(bound, 0);
+}
+
+/*
+ * Begin the counter behind what the sequence has reserved.  That is needed
+ * after a restart, for a log that was created anew, and, as long as nothing
+ * was appended through this counter, for one that a restore has just filled.
+ */
+static void
+seed(EsDatabase *d, Oid sequence)
+{
+	int64		bound = reserved_bound(sequence);
+
+	SpinLockAcquire(&d->mutex);
+	if (d->sequence != sequence || (d->next <= 1 && d->bound < bound))
+	{
+		d->next = bound + 1;
+		d->bound = bound;
+		d->sequence = sequence;
+	}
+	SpinLockRelease(&d->mutex);
+}
+
+/*
+ * Our database with a counter that fits its sequence.
+ */
+static EsDatabase *
+seeded_database(void)
+{
+	EsDatabase *d = es_database();
+	Oid			sequence = es_catalog()->event_position;
+
+	/* An unlocked look: seed() makes sure. */
+	if (d->sequence != sequence || d->next <= 1)
+		seed(d, sequence);
+	return d;
+}
+
+/*
+ * Take positions from the counter if the sequence covers them: the first one,
+ * or 0.
+ */
+static inline int64
+try_take(EsDatabase *d, int64 count)
+{
+	int64		first = 0;
+
+	SpinLockAcquire(&d->mutex);
+	if (d->next + count - 1 <= d->bound)
+	{
+		first = d->next;
+		if (pg_atomic_read_u64(&my_slot->s.first) == 0)
+			pg_atomic_write_u64(&my_slot->s.first, (uint64) first);
+		d->next += count;
+	}
+	SpinLockRelease(&d->mutex);
+	return first;
+}
+
+/*
+ * Let the sequence cover at least "count" more positions.
+ *
+ * The sequence's lock is taken before ours, so that nothing can make us wait
+ * while we hold the LWLock.
+ */
+static void
+extend(EsDatabase *d, int64 count)
+{
+	LockRelationOid(d->sequence, RowExclusiveLock);
+	LWLockAcquire(d->lock, LW_EXCLUSIVE);
+	while (d->next + count - 1 > d->bound)
+	{
+		int64		value = nextval_internal(d->sequence, false);
+
+		if (value <= d->bound)
+			ereport(ERROR,
+					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+					 errmsg("sequence es.event_position was moved backwards"),
+					 errdetail("It returned " INT64_FORMAT ", but positions up to " INT64_FORMAT " are reserved.",
+							   value, d->bound),
+					 errhint("Set it to the higher value with setval().")));
+		SpinLockAcquire(&d->mutex);
+		/* A sequence that somebody moved ahead leaves a hole. */
+		if (value - BLOCK > d->bound)
+			d->next = value - BLOCK + 1;
+		d->bound = value;
+		SpinLockRelease(&d->mutex);
+	}
+	LWLockRelease(d->lock);
+}
+
+/*
+ * Take "count" consecutive positions and return the first.  Call it with the
+ * stream's lock held, so that position order agrees with version order.
+ */
+int64
+es_take_positions(int64 count)
+{
+	EsDatabase *d = seeded_database();
+	int64		first;
+
+	/* The sequence wants an xid; get it before anybody waits for us. */
+	(void) GetTopTransactionId();
+	wake = true;
+	while ((first = try_take(d, count)) == 0)
+		extend(d, count);
+	return first;
+}
+
+/*
+ * The settled position as the scheduler last wrote it.
+ */
+static int64
+recorded_settled_position(void)
+{
+	Relation	rel = table_open(es_catalog()->settled, AccessShareLock);
+	TupleTableSlot *slot = table_slot_create(rel, NULL);
+	TableScanDesc scan = table_beginscan(rel, GetActiveSnapshot(), 0, NULL);
+	int64		position = 0;
+
+	if (table_scan_getnextslot(scan, ForwardScanDirection, slot))
+	{
+		bool		isnull;
+
+		position = DatumGetInt64(slot_getattr(slot, 2, &isnull));
+	}
+	table_endscan(scan);
+	ExecDropSingleTupleTableSlot(slot);
+	table_close(rel, AccessShareLock);
+	return position;
+}
+
+static int64
+compute_settled(EsDatabase *d)
+{
+	int64		settled;
+
+	SpinLockAcquire(&d->mutex);
+	settled = d->next - 1;
+	SpinLockRelease(&d->mutex);
+
+	pg_memory_barrier();
+	for (int i = 0; i < shared->nslots; i++)
+	{
+		Slot	   *slot = &shared->slots[i];
+		int64		first = (int64) pg_atomic_read_u64(&slot->s.first);
+
+		if (first != 0 && first <= settled && slot->s.database == MyDatabaseId)
+			settled = first - 1;
+	}
+	pg_memory_barrier();
+	return settled;
+}
+
+/*
+ * The settled position W.  Take the snapshot that reads up to W after this.
+ *
+ * Where the snapshot is older than any W we could compute (REPEATABLE READ) or
+ * there are no appenders to ask (a standby, a logical subscriber), go by what
+ * the scheduler wrote: it is visible together with everything it covers.
+ */
+int64
+es_settled_position(void)
+{
+	if (RecoveryInProgress() || IsolationUsesXactSnapshot())
+		return recorded_settled_position();
+	return compute_settled(seeded_database());
+}
+
+/*
+ * The same for a worker outside a transaction: -1 where the counter has not
+ * been seeded yet, which a transaction has to do.
+ */
+int64
+es_settled_peek(void)
+{
+	EsDatabase *d = es_database();
+
+	if (!OidIsValid(d->sequence))
+		return -1;
+	return compute_settled(d);
+}
+
+/*
+ * Write the settled position down for readers that cannot compute it.
+ */
+void
+es_settled_record(int64 position)
+{
+	Datum		value = Int64GetDatum(position);
+	EsSpi		spi;
+
+	es_spi_begin(&spi);
+	(void) es_run(&write_settled, &value, NULL);
+	es_spi_end(&spi);
+}
+
+/*
+ * A lower bound of the positions that this transaction took, or 0.
+ */
+int64
+es_first_own_position(void)
+{
+	return my_slot ? (int64) pg_atomic_read_u64(&my_slot->s.first) : 0;
+}
+
+/*
+ * Let the workers look for news when this transaction ends: what they go by
+ * has changed.
+ */
+void
+es_wake_at_commit(void)
+{
+	(void) es_database();
+	wake = true;
+}
+
+/*
+ * The transaction is no longer in progress for anybody: free the slot, then
+ * wake who waited for it.  An abort is news too, for it may have held W back.
+ * No error may be raised here.
+ */
+static void
+end_transaction(void)
+{
+	if (!wake)
+		return;
+	wake = false;
+	pg_atomic_write_u64(&my_slot->s.first, 0);
+	es_wake_database(MyDatabaseId, false);
+	if (!pg_atomic_read_u32(&my_database->served) &&
+		pg_atomic_exchange_u32(&my_database->wanted, 1) == 0)
+		es_wake_launcher();
+}
+
+static void
+xact_callback(XactEvent event, void *arg)
+{
+	switch (event)
+	{
+		case XACT_EVENT_COMMIT:
+		case XACT_EVENT_ABORT:
+			end_transaction();
+			break;
+		case XACT_EVENT_PRE_PREPARE:
+			/* COMMIT PREPARED runs no callback that could free the slot. */
+			if (es_first_own_position() != 0)
+				ereport(ERROR,
+						(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+						 errmsg("cannot PREPARE a transaction that has appended events"),
+						 errhint("Use COMMIT.")));
+			break;
+		default:
+			break;
+	}
+}
+
+void
+es_watermark_init(void)
+{
+	RegisterXactCallback(xact_callback, NULL);
+}
+
+/*
+ * es.stat_append(): the transactions that have appended and not ended.
+ */
+Datum
+es_stat_append(PG_FUNCTION_ARGS)
+{
+	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
+
+	(void) es_database();
+	InitMaterializedSRF(fcinfo, 0);
+	for (int i = 0; i < shared->nslots; i++)
+	{
+		Slot	   *slot = &shared->slots[i];
+		uint64		first = pg_atomic_read_u64(&slot->s.first);
+		Datum		values[2];
+		bool		nulls[2] = {false, false};
+
+		if (first == 0 || slot->s.database != MyDatabaseId)
+			continue;
+		values[0] = Int32GetDatum(slot->s.pid);
+		values[1] = Int64GetDatum((int64) first);
+		tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
+	}
+	return (Datum) 0;
+}

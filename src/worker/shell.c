@@ -1,0 +1,546 @@
+/*-------------------------------------------------------------------------
+ * shell.c
+ *	  What the background workers have in common: their table in shared
+ *	  memory, starting, stopping, sleeping.
+ *
+ * States of an entry of the table, all changes under the lock:
+ *
+ *		free -> starting	es_worker_start() registers the process (pid 0)
+ *		starting -> running	the process attaches (es_worker_begin())
+ *		starting -> free	it never came up: its starter reaps it, or the
+ *							starter's successor does
+ *		running -> free		the process exits, however it does
+ *
+ * Every use of an entry has a generation of its own, which the process must
+ * know to attach: one that comes up after it was given up goes away again.
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/xact.h"
+#include "es.h"
+#include "funcapi.h"
+#include "guc.h"
+#include "miscadmin.h"
+#include "pgstat.h"
+#include "postmaster/bgworker.h"
+#include "postmaster/interrupt.h"
+#include "storage/condition_variable.h"
+#include "storage/ipc.h"
+#include "storage/latch.h"
+#include "storage/lwlock.h"
+#include "storage/proc.h"
+#include "storage/shmem.h"
+#include "store/wakeup.h"
+#include "store/watermark.h"
+#include "tcop/tcopprot.h"
+#include "utils/builtins.h"
+#include "utils/guc.h"
+#include "utils/memutils.h"
+#include "utils/timestamp.h"
+#include "worker/shell.h"
+
+PG_FUNCTION_INFO_V1(es_stat_worker);
+
+typedef struct Worker
+{
+	EsWorkerKind kind;
+	uint32		generation;
+	Oid			database;
+	Oid			role;
+	int			pid;			/* 0 while it starts */
+	bool		stop;			/* it was asked to go */
+	TimestampTz started_at;
+} Worker;
+
+typedef struct Workers
+{
+	LWLock	   *lock;
+	ConditionVariable gone;		/* told when an entry becomes free */
+	Worker		worker[FLEXIBLE_ARRAY_MEMBER];
+} Workers;
+
+static Workers *shared = NULL;
+
+/* This process's entry; set once by es_worker_begin(). */
+static int	me = -1;
+
+/* Handles of the processes that this one started, by entry. */
+static BackgroundWorkerHandle **handles = NULL;
+
+static const char *const kind_names[] = {
+	"free", "es launcher", "es scheduler", "es projector"
+};
+static const char *const main_functions[] = {
+	NULL, "es_launcher_main", "es_scheduler_main", "es_projector_main"
+};
+
+/* Lives shorter than this count as failures. */
+#define SHORT_LIFE_MS		10000
+#define FIRST_RESTART_MS	1000
+#define LAST_RESTART_MS		60000
+
+static Size
+shmem_size(void)
+{
+	return add_size(offsetof(Workers, worker),
+					mul_size(max_worker_processes, sizeof(Worker)));
+}
+
+void
+es_shell_shmem_request(void)
+{
+	RequestAddinShmemSpace(shmem_size());
+	RequestNamedLWLockTranche("es workers", 1);
+}
+
+void
+es_shell_shmem_init(void)
+{
+	bool		found;
+
+	shared = ShmemInitStruct("es workers", shmem_size(), &found);
+	if (found)
+		return;
+	memset(shared, 0, shmem_size());
+	shared->lock = &GetNamedLWLockTranche("es workers")->lock;
+	ConditionVariableInit(&shared->gone);
+}
+
+/*
+ * Free an entry.  The caller holds the lock.
+ */
+static void
+free_entry(Worker *w)
+{
+	w->kind = ES_FREE;
+	w->generation++;
+	w->pid = 0;
+	w->stop = false;
+}
+
+/*
+ * Reserve an entry, or return -1 where all are in use or there is one like it.
+ */
+static int
+reserve_entry(EsWorkerKind kind, Oid database, Oid role)
+{
+	int			entry = -1;
+
+	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
+	for (int i = 0; i < max_worker_processes; i++)
+	{
+		Worker	   *w = &shared->worker[i];
+
+		if (w->kind == kind && w->database == database && w->role == role)
+		{
+			entry = -1;
+			break;
+		}
+		if (w->kind == ES_FREE && entry < 0)
+			entry = i;
+	}
+	if (entry >= 0)
+	{
+		Worker	   *w = &shared->worker[entry];
+
+		w->kind = kind;
+		w->database = database;
+		w->role = role;
+		w->started_at = GetCurrentTimestamp();
+	}
+	LWLockRelease(shared->lock);
+	return entry;
+}
+
+static void
+release_entry(int entry)
+{
+	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
+	free_entry(&shared->worker[entry]);
+	LWLockRelease(shared->lock);
+	ConditionVariableBroadcast(&shared->gone);
+}
+
+/*
+ * At exit: the entry becomes free, and nobody wakes us any more.
+ */
+static void
+leave(int code, Datum arg)
+{
+	es_sleeper_set(me, InvalidOid);
+	if (shared->worker[me].kind == ES_LAUNCHER)
+		es_launcher_set(false);
+	if (shared->worker[me].kind == ES_SCHEDULER)
+		es_serve_database(false);
+	release_entry(me);
+}
+
+/*
+ * Take the entry that es_worker_start() reserved; go away where it was given
+ * up or the worker was asked to stop before it came up.
+ */
+static void
+attach(int entry, uint32 generation)
+{
+	Worker	   *w = &shared->worker[entry];
+	bool		wanted;
+
+	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
+	wanted = w->generation == generation && !w->stop;
+	if (wanted)
+		w->pid = MyProcPid;
+	LWLockRelease(shared->lock);
+	if (!wanted)
+		proc_exit(0);
+}
+
+/*
+ * Begin the life of a worker: signals, its entry in the table, its clean-up.
+ * Returns the database to serve, and the role.
+ */
+Oid
+es_worker_begin(EsWorkerKind kind, Datum arg, Oid *role)
+{
+	pqsignal(SIGHUP, SignalHandlerForConfigReload);
+	pqsignal(SIGTERM, die);
+	BackgroundWorkerUnblockSignals();
+
+	if (kind == ES_LAUNCHER)
+	{
+		me = reserve_entry(ES_LAUNCHER, InvalidOid, InvalidOid);
+		if (me < 0)
+			elog(ERROR, "no free entry for the es launcher");
+		shared->worker[me].pid = MyProcPid;
+		es_launcher_set(true);
+	}
+	else
+	{
+		uint32		generation;
+
+		memcpy(&generation, MyBgworkerEntry->bgw_extra, sizeof(generation));
+		me = DatumGetInt32(arg);
+		attach(me, generation);
+	}
+	before_shmem_exit(leave, (Datum) 0);
+	if (kind != ES_LAUNCHER)
+		es_sleeper_set(me, shared->worker[me].database);
+	if (role)
+		*role = shared->worker[me].role;
+	return shared->worker[me].database;
+}
+
+/*
+ * Settings that a worker has whatever its database and role say: what it does
+ * relies on them, or would be cut short.
+ */
+void
+es_worker_set_defaults(void)
+{
+	static const char *const settings[][2] = {
+		{"default_transaction_isolation", "read committed"},
+		{"default_transaction_read_only", "off"},
+		{"default_transaction_deferrable", "off"},
+		{"idle_in_transaction_session_timeout", "0"},
+		{"idle_session_timeout", "0"},
+		{"statement_timeout", "0"},
+	};
+
+	for (int i = 0; i < (int) lengthof(settings); i++)
+		SetConfigOption(settings[i][0], settings[i][1],
+						PGC_SUSET, PGC_S_OVERRIDE);
+}
+
+bool
+es_worker_should_stop(void)
+{
+	return shared->worker[me].stop;
+}
+
+void
+es_worker_listen(bool listen)
+{
+	es_sleeper_listen(me, listen);
+}
+
+/*
+ * Sleep until the latch is set or the time is up; then see to interrupts and
+ * the configuration.
+ */
+void
+es_worker_sleep(long timeout_ms)
+{
+	static uint32 wait_event = 0;
+
+	if (wait_event == 0)
+		wait_event = ES_WAIT_EVENT("EsWorker");
+	(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
+					 timeout_ms, wait_event);
+	ResetLatch(MyLatch);
+	CHECK_FOR_INTERRUPTS();
+	if (ConfigReloadPending)
+	{
+		ConfigReloadPending = false;
+		ProcessConfigFile(PGC_SIGHUP);
+	}
+}
+
+/*
+ * Milliseconds from now to a time, at least 0 and at most a heartbeat.
+ */
+long
+es_worker_ms_until(TimestampTz when)
+{
+	long		ms = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), when);
+
+	return Min(ms, ES_HEARTBEAT_MS);
+}
+
+/*
+ * Say in pg_stat_activity what this worker does.
+ */
+void
+es_worker_report(const char *activity)
+{
+	pgstat_report_activity(STATE_IDLE, NULL);
+	pgstat_report_activity(activity ? STATE_RUNNING : STATE_IDLE, activity);
+}
+
+/*
+ * Register the process of a reserved entry; false where the server has no
+ * room for another worker.
+ */
+static bool
+register_process(int entry, EsWorkerKind kind)
+{
+	BackgroundWorker worker = {0};
+	uint32		generation = shared->worker[entry].generation;
+	MemoryContext old = MemoryContextSwitchTo(TopMemoryContext);
+	bool		registered;
+
+	worker.bgw_flags = BGWORKER_SHMEM_ACCESS | BGWORKER_BACKEND_DATABASE_CONNECTION;
+	worker.bgw_start_time = BgWorkerStart_RecoveryFinished;
+	worker.bgw_restart_time = BGW_NEVER_RESTART;
+	strlcpy(worker.bgw_library_name, "es", sizeof(worker.bgw_library_name));
+	strlcpy(worker.bgw_function_name, main_functions[kind], BGW_MAXLEN);
+	strlcpy(worker.bgw_name, kind_names[kind], BGW_MAXLEN);
+	strlcpy(worker.bgw_type, kind_names[kind], BGW_MAXLEN);
+	worker.bgw_main_arg = Int32GetDatum(entry);
+	memcpy(worker.bgw_extra, &generation, sizeof(generation));
+	worker.bgw_notify_pid = MyProcPid;
+
+	if (handles == NULL)
+		handles = palloc0(sizeof(BackgroundWorkerHandle *) * max_worker_processes);
+	if (handles[entry])
+		pfree(handles[entry]);
+	handles[entry] = NULL;
+	registered = RegisterDynamicBackgroundWorker(&worker, &handles[entry]);
+	MemoryContextSwitchTo(old);
+	return registered;
+}
+
+/*
+ * Start a worker.  False where there is one already, or no room for it, which
+ * is said once in the log.
+ */
+bool
+es_worker_start(EsWorkerKind kind, Oid database, Oid role)
+{
+	static bool complained = false;
+	int			entry = reserve_entry(kind, database, role);
+
+	if (entry >= 0 && register_process(entry, kind))
+	{
+		complained = false;
+		return true;
+	}
+	if (entry >= 0)
+		release_entry(entry);
+	if (!complained && !es_worker_exists(kind, database, role))
+	{
+		ereport(WARNING,
+				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
+				 errmsg("could not start an %s: no background worker is free",
+						kind_names[kind]),
+				 errhint("Raise max_worker_processes, which is %d; es needs one for the cluster, one for each database, and one for each owner of projections.",
+						 max_worker_processes)));
+		complained = true;
+	}
+	return false;
+}
+
+/*
+ * Whether such a worker runs or starts.
+ */
+bool
+es_worker_exists(EsWorkerKind kind, Oid database, Oid role)
+{
+	bool		exists = false;
+
+	LWLockAcquire(shared->lock, LW_SHARED);
+	for (int i = 0; i < max_worker_processes && !exists; i++)
+	{
+		Worker	   *w = &shared->worker[i];
+
+		exists = w->kind == kind && w->database == database && w->role == role;
+	}
+	LWLockRelease(shared->lock);
+	return exists;
+}
+
+/*
+ * Whether the process of an entry that has not attached never will.
+ */
+static bool
+never_came_up(int entry)
+{
+	pid_t		pid;
+
+	return handles == NULL || handles[entry] == NULL ||
+		GetBackgroundWorkerPid(handles[entry], &pid) == BGWH_STOPPED;
+}
+
+/*
+ * Free the entries of workers of a kind (and database, if given) that never
+ * came up.  Only for who starts such workers: those it did not start itself
+ * were started by a predecessor that is gone.
+ */
+void
+es_workers_reap(EsWorkerKind kind, Oid database)
+{
+	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
+	for (int i = 0; i < max_worker_processes; i++)
+	{
+		Worker	   *w = &shared->worker[i];
+
+		if (w->kind == kind && w->pid == 0 &&
+			(!OidIsValid(database) || w->database == database) &&
+			never_came_up(i))
+			free_entry(w);
+	}
+	LWLockRelease(shared->lock);
+}
+
+/*
+ * Ask the workers of a database to stop; those that are in the middle of
+ * something are terminated at the second call.  Returns how many there are.
+ */
+static int
+ask_to_stop(Oid database, bool terminate)
+{
+	int			n = 0;
+
+	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
+	for (int i = 0; i < max_worker_processes; i++)
+	{
+		Worker	   *w = &shared->worker[i];
+
+		if (w->kind == ES_FREE || w->kind == ES_LAUNCHER || w->database != database)
+			continue;
+		w->stop = true;
+		n++;
+		if (terminate && w->pid != 0)
+			kill(w->pid, SIGTERM);
+	}
+	LWLockRelease(shared->lock);
+	return n;
+}
+
+/*
+ * Stop the workers of a database and wait until they are gone.
+ */
+void
+es_workers_stop(Oid database)
+{
+	bool		terminate = false;
+
+	ConditionVariablePrepareToSleep(&shared->gone);
+	while (ask_to_stop(database, terminate) > 0)
+	{
+		es_wake_database(database, true);
+		es_wake_launcher();
+		terminate = ConditionVariableTimedSleep(&shared->gone, 500,
+												ES_WAIT_EVENT("EsWorkersStop"));
+	}
+	ConditionVariableCancelSleep();
+}
+
+static EsRestart *
+restart_of(List **restarts, Oid key)
+{
+	EsRestart  *r;
+	ListCell   *cell;
+	MemoryContext old;
+
+	foreach(cell, *restarts)
+	{
+		r = (EsRestart *) lfirst(cell);
+		if (r->key == key)
+			return r;
+	}
+	old = MemoryContextSwitchTo(TopMemoryContext);
+	r = palloc0(sizeof(EsRestart));
+	r->key = key;
+	*restarts = lappend(*restarts, r);
+	MemoryContextSwitchTo(old);
+	return r;
+}
+
+/*
+ * Whether a worker that does not run may be started now; where it is not, the
+ * timeout is lowered to when it may be.  One that keeps failing is started at
+ * growing intervals.
+ */
+bool
+es_restart_due(List **restarts, EsWorkerKind kind, Oid key, long *timeout_ms)
+{
+	EsRestart  *r = restart_of(restarts, key);
+	TimestampTz now = GetCurrentTimestamp();
+	int			ms;
+
+	if (now < r->not_before)
+	{
+		*timeout_ms = Min(*timeout_ms, es_worker_ms_until(r->not_before));
+		return false;
+	}
+	if (r->started_at != 0 &&
+		TimestampDifferenceMilliseconds(r->started_at, now) < SHORT_LIFE_MS + LAST_RESTART_MS)
+		r->failures++;
+	else
+		r->failures = 0;
+	ms = r->failures > 6 ? LAST_RESTART_MS : Min(FIRST_RESTART_MS << r->failures, LAST_RESTART_MS);
+	r->started_at = now;
+	r->not_before = TimestampTzPlusMilliseconds(now, ms);
+	return true;
+}
+
+/*
+ * es.stat_worker(): the launcher and the workers of this database.
+ */
+Datum
+es_stat_worker(PG_FUNCTION_ARGS)
+{
+	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
+
+	(void) es_database();
+	InitMaterializedSRF(fcinfo, 0);
+	LWLockAcquire(shared->lock, LW_SHARED);
+	for (int i = 0; i < max_worker_processes; i++)
+	{
+		Worker	   *w = &shared->worker[i];
+		Datum		values[4];
+		bool		nulls[4] = {false};
+
+		if (w->kind == ES_FREE || w->pid == 0 ||
+			(w->database != MyDatabaseId && w->kind != ES_LAUNCHER))
+			continue;
+		values[0] = Int32GetDatum(w->pid);
+		values[1] = CStringGetTextDatum(kind_names[w->kind] + strlen("es "));
+		values[2] = ObjectIdGetDatum(w->role);
+		nulls[2] = !OidIsValid(w->role);
+		values[3] = TimestampTzGetDatum(w->started_at);
+		tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
+	}
+	LWLockRelease(shared->lock);
+	return (Datum) 0;
+}
