@@ -69,6 +69,9 @@ static EsTable tag_table = ES_TABLE(2, TEXTOID, INT8OID);
 static int	nlocks = 0;
 static LocalTransactionId nlocks_of = InvalidLocalTransactionId;
 
+/* Counts the appends of this session; see check_not_appended(). */
+static uint64 appends = 0;
+
 /*
  * Refuse a name that is missing, empty or too long.  "what" is what it names,
  * as the message has it.
@@ -217,7 +220,33 @@ es_stream_open(EsStream *stream, text *name)
 	rel = relation_open(es_catalog()->event, RowExclusiveLock);
 	lock_stream(RelationGetRelid(rel), name);
 	stream->version = read_version(rel, name);
+	stream->seen = appends;
 	relation_close(rel, NoLock);
+}
+
+/*
+ * Our own lock does not keep ourselves out: what runs between opening a stream
+ * and appending to it, such as a validator, may append to it too.
+ */
+static void
+check_not_appended(const EsStream *stream)
+{
+	Relation	rel;
+	int64		version;
+
+	if (stream->seen == appends)
+		return;
+	rel = relation_open(es_catalog()->event, RowExclusiveLock);
+	version = read_version(rel, stream->name);
+	relation_close(rel, NoLock);
+	if (version != stream->version)
+		ereport(ERROR,
+				(errcode(ERRCODE_TRIGGERED_DATA_CHANGE_VIOLATION),
+				 errmsg("stream \"%s\" was appended to by what decides about it",
+						text_to_cstring(stream->name)),
+				 errdetail("It was at version " INT64_FORMAT " when the command began and is at " INT64_FORMAT " now.",
+						   stream->version, version),
+				 errhint("Validators look and raise; let them append nothing to the command's own stream.")));
 }
 
 /*
@@ -462,9 +491,11 @@ es_stream_append(EsStream *stream, EsEvent *events, int nevents)
 	for (int i = 0; i < nevents; i++)
 		check_event(&events[i]);
 	es_identity_establish();
+	check_not_appended(stream);
 	first = es_take_positions(nevents);
 	append_rows(stream, events, nevents, first);
 	append_tags(events, nevents, first);
 	stream->version += nevents;
+	stream->seen = ++appends;
 	return first;
 }
