@@ -52,6 +52,13 @@
 	index_beginscan(heap, index, snapshot, nkeys, 0)
 #endif
 
+/* From 17 on index access methods may have something to put away. */
+#if PG_VERSION_NUM >= 170000
+#define es_index_insert_cleanup(index, info)	index_insert_cleanup(index, info)
+#else
+#define es_index_insert_cleanup(index, info)	((void) 0)
+#endif
+
 /* From 17 on a worker may connect as a role without LOGIN. */
 #if PG_VERSION_NUM >= 170000
 #define ES_WORKER_NEEDS_LOGIN	false
