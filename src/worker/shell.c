@@ -290,6 +290,8 @@ es_worker_sleep(long timeout_ms)
 	(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
 					 timeout_ms, wait_event);
 	ResetLatch(MyLatch);
+	/* Between two statements there is nothing that could be cancelled. */
+	QueryCancelPending = false;
 	CHECK_FOR_INTERRUPTS();
 	if (ConfigReloadPending)
 	{
