@@ -61,6 +61,22 @@
 #define ES_WORKER_FLAGS			0
 #endif
 
+#if PG_VERSION_NUM >= 170000
+#define es_json_lexer(json, len) \
+	makeJsonLexContextCstringLen(NULL, json, len, GetDatabaseEncoding(), false)
+#define es_lock_held(tag, mode)	LockHeldByMe(tag, mode, false)
+#else
+#define es_json_lexer(json, len) \
+	makeJsonLexContextCstringLen(json, len, GetDatabaseEncoding(), false)
+#define es_lock_held(tag, mode)	LockHeldByMe(tag, mode)
+#endif
+
+#if PG_VERSION_NUM >= 180000
+#define ES_NORETURN				pg_noreturn
+#else
+#define ES_NORETURN				pg_attribute_noreturn()
+#endif
+
 /* What our processes wait for, as pg_stat_activity shows it. */
 #if PG_VERSION_NUM >= 170000
 #define ES_WAIT_EVENT(name)		WaitEventExtensionNew(name)

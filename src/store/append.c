@@ -131,7 +131,7 @@ lock_stream(Oid event, const text *stream)
 	}
 	SET_LOCKTAG_OBJECT(tag, MyDatabaseId, event, (uint32) hash,
 					   (uint16) (hash >> 32));
-	if (nlocks >= es_max_stream_locks && !LockHeldByMe(&tag, ExclusiveLock))
+	if (nlocks >= es_max_stream_locks && !es_lock_held(&tag, ExclusiveLock))
 		LockRelationOid(event, ShareRowExclusiveLock);
 	else if (LockAcquire(&tag, ExclusiveLock, false, false) == LOCKACQUIRE_OK)
 		nlocks++;

@@ -452,9 +452,15 @@ ask_to_stop(Oid database, bool terminate)
 
 		if (w->kind == ES_FREE || w->kind == ES_LAUNCHER || w->database != database)
 			continue;
+		if (terminate && w->pid == 0)
+		{
+			/* It may never come up, and will not be let in if it does. */
+			free_entry(w);
+			continue;
+		}
 		w->stop = true;
 		n++;
-		if (terminate && w->pid != 0)
+		if (terminate)
 			kill(w->pid, SIGTERM);
 	}
 	LWLockRelease(shared->lock);
