@@ -197,7 +197,7 @@ begin(Datum arg)
 												 ALLOCSET_SMALL_SIZES);
 	if (!refresh())
 	{
-		es_want_database(database, false);
+		(void) es_want_database(database, false);
 		proc_exit(0);
 	}
 	es_serve_database(true);
@@ -222,7 +222,7 @@ es_scheduler_main(Datum arg)
 			break;
 		if (!refresh())
 		{
-			es_want_database(MyDatabaseId, false);
+			(void) es_want_database(MyDatabaseId, false);
 			break;
 		}
 		MemoryContextSwitchTo(loop);
