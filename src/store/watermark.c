@@ -492,15 +492,16 @@ es_settled_position(void)
 }
 
 /*
- * The same for a worker outside a transaction: -1 where the counter has not
- * been seeded yet, which a transaction has to do.
+ * The same for a worker outside a transaction: -1 where the counter is not
+ * that of the log as we know it, which a transaction has to mend.
  */
 int64
 es_settled_peek(void)
 {
 	EsDatabase *d = es_database();
+	const EsCatalog *catalog = es_catalog_cached();
 
-	if (!OidIsValid(d->sequence))
+	if (catalog == NULL || d->sequence != catalog->event_position)
 		return -1;
 	return compute_settled(d);
 }
