@@ -236,18 +236,23 @@ es_databases_wanted(Oid *databases, int max)
 }
 
 /*
- * Say that a database with an entry should have a scheduler, or should not.
+ * Say that a database should have a scheduler, or should not.  Returns whether
+ * it should have had one so far.
  */
-void
+bool
 es_want_database(Oid database, bool wanted)
 {
 	EsDatabase *d;
+	bool		before = false;
 
+	if (wanted)
+		(void) find_or_make_database(database);
 	LWLockAcquire(shared->lock, LW_SHARED);
 	d = find_database(database);
 	if (d != NULL)
-		pg_atomic_write_u32(&d->wanted, wanted ? 1 : 0);
+		before = pg_atomic_exchange_u32(&d->wanted, wanted ? 1 : 0) != 0;
 	LWLockRelease(shared->lock);
+	return before;
 }
 
 /*
@@ -256,8 +261,11 @@ es_want_database(Oid database, bool wanted)
 void
 es_serve_database(bool served)
 {
-	EsDatabase *d = es_database();
+	/* One that found no log shall not take up an entry when it leaves. */
+	EsDatabase *d = served ? es_database() : my_database;
 
+	if (d == NULL)
+		return;
 	if (served)
 		pg_atomic_write_u32(&d->wanted, 1);
 	pg_atomic_write_u32(&d->served, served ? 1 : 0);
@@ -484,15 +492,16 @@ es_settled_position(void)
 }
 
 /*
- * The same for a worker outside a transaction: -1 where the counter has not
- * been seeded yet, which a transaction has to do.
+ * The same for a worker outside a transaction: -1 where the counter is not
+ * that of the log as we know it, which a transaction has to mend.
  */
 int64
 es_settled_peek(void)
 {
 	EsDatabase *d = es_database();
+	const EsCatalog *catalog = es_catalog_cached();
 
-	if (!OidIsValid(d->sequence))
+	if (catalog == NULL || d->sequence != catalog->event_position)
 		return -1;
 	return compute_settled(d);
 }

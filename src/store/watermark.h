@@ -35,7 +35,7 @@ extern void es_watermark_init(void);
 
 extern EsDatabase *es_database(void);
 extern int	es_databases_wanted(Oid *databases, int max);
-extern void es_want_database(Oid database, bool wanted);
+extern bool es_want_database(Oid database, bool wanted);
 extern void es_serve_database(bool served);
 extern bool es_database_is_served(Oid database);
 extern void es_forget_database(Oid database);

@@ -468,22 +468,26 @@ ask_to_stop(Oid database, bool terminate)
 }
 
 /*
- * Stop the workers of a database and wait until they are gone.
+ * Stop the workers of a database and wait until they are gone.  Returns whether
+ * there were any.
  */
-void
+bool
 es_workers_stop(Oid database)
 {
 	bool		terminate = false;
+	bool		any = false;
 
 	ConditionVariablePrepareToSleep(&shared->gone);
 	while (ask_to_stop(database, terminate) > 0)
 	{
+		any = true;
 		es_wake_database(database, true);
 		es_wake_launcher();
 		terminate = ConditionVariableTimedSleep(&shared->gone, 500,
 												ES_WAIT_EVENT("EsWorkersStop"));
 	}
 	ConditionVariableCancelSleep();
+	return any;
 }
 
 static EsRestart *
