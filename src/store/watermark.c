@@ -27,8 +27,9 @@
  *
  * The counter lives in shared memory.  The sequence es.event_position is its
  * durable upper bound, moved a block ahead before any position of the block
- * is used; its WAL record precedes those of the events, so after a crash the
- * counter begins above every position that a client ever saw.
+ * is used and flushed, so after a crash the counter begins above every position
+ * that a client ever saw, also of events that were lost with an asynchronous
+ * commit.
  *
  * Only transactions that appended hold W back.
  *-------------------------------------------------------------------------
@@ -370,7 +371,7 @@ try_take(EsDatabase *d, int64 count)
 	int64		first = 0;
 
 	SpinLockAcquire(&d->mutex);
-	if (d->next + count - 1 <= d->bound)
+	if (count <= d->bound - d->next + 1)
 	{
 		first = d->next;
 		if (pg_atomic_read_u64(&my_slot->s.first) == 0)
@@ -382,34 +383,60 @@ try_take(EsDatabase *d, int64 count)
 }
 
 /*
+ * Move the sequence, whose last value was "bound", a block ahead.
+ */
+static int64
+next_block(EsDatabase *d, int64 bound)
+{
+	int64		value = nextval_internal(d->sequence, false);
+
+	if (value <= bound)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("sequence es.event_position was moved backwards"),
+				 errdetail("It returned " INT64_FORMAT ", but positions up to " INT64_FORMAT " are reserved.",
+						   value, bound),
+				 errhint("Set it to the higher value with setval().")));
+	return value;
+}
+
+/*
  * Let the sequence cover at least "count" more positions.
  *
  * The sequence's lock is taken before ours, so that nothing can make us wait
- * while we hold the LWLock.
+ * while we hold the LWLock.  The counter learns of the new bound when that is
+ * on disk: with synchronous_commit off a commit is seen before it is, and what
+ * a reader has seen must not be handed out again after a crash.  (A sequence
+ * writes WAL once for 32 blocks, so that is a flush for 2048 positions.)
  */
 static void
 extend(EsDatabase *d, int64 count)
 {
+	XLogRecPtr	written = XactLastRecEnd;
+	int64		next;
+	int64		bound;
+
 	LockRelationOid(d->sequence, RowExclusiveLock);
 	LWLockAcquire(d->lock, LW_EXCLUSIVE);
-	while (d->next + count - 1 > d->bound)
+	next = d->next;
+	bound = d->bound;
+	while (count > bound - next + 1)
 	{
-		int64		value = nextval_internal(d->sequence, false);
+		int64		value = next_block(d, bound);
 
-		if (value <= d->bound)
-			ereport(ERROR,
-					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-					 errmsg("sequence es.event_position was moved backwards"),
-					 errdetail("It returned " INT64_FORMAT ", but positions up to " INT64_FORMAT " are reserved.",
-							   value, d->bound),
-					 errhint("Set it to the higher value with setval().")));
-		SpinLockAcquire(&d->mutex);
 		/* A sequence that somebody moved ahead leaves a hole. */
-		if (value - BLOCK > d->bound)
-			d->next = value - BLOCK + 1;
-		d->bound = value;
-		SpinLockRelease(&d->mutex);
+		if (value - BLOCK > bound)
+			next = value - BLOCK + 1;
+		bound = value;
 	}
+	if (XactLastRecEnd > written)
+		XLogFlush(XactLastRecEnd);
+
+	/* Others have taken positions meanwhile, or seed() has found the block. */
+	SpinLockAcquire(&d->mutex);
+	d->next = Max(d->next, next);
+	d->bound = Max(d->bound, bound);
+	SpinLockRelease(&d->mutex);
 	LWLockRelease(d->lock);
 }
 
