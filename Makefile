@@ -76,6 +76,7 @@ setup:
 test:
 	test/run $(TESTS)
 
+# KEEP=1 opens psql in the store when the demo has ended.
 demo:
 	demo/run
 
