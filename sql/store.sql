@@ -200,7 +200,8 @@ CREATE FUNCTION es.batch_has(stream text, category text, type text) RETURNS bool
 COMMENT ON FUNCTION es.batch_has(text, text, text) IS
 	'Whether the filter of the projection being applied lets such an event through.';
 
-CREATE VIEW es_batch AS
+-- With the rights of who asks: row security on es.event holds here too.
+CREATE VIEW es_batch WITH (security_invoker = true) AS
 	SELECT e."position", e.version, e.recorded_at, e.stream, e.category, e.type, e.payload, e.metadata
 	  FROM es.event e
 	 WHERE e."position" OPERATOR(pg_catalog.>) es.batch_after()
