@@ -256,6 +256,7 @@ es_worker_set_defaults(void)
 		{"default_transaction_deferrable", "off"},
 		{"idle_in_transaction_session_timeout", "0"},
 		{"idle_session_timeout", "0"},
+		{"lock_timeout", "0"},
 		{"statement_timeout", "0"},
 	};
 
