@@ -8,6 +8,7 @@
 #include "catalog.h"
 #include "command/registry.h"
 #include "es.h"
+#include "fanout/channel.h"
 #include "fmgr.h"
 #include "guc.h"
 #include "miscadmin.h"
@@ -56,6 +57,7 @@ _PG_init(void)
 	es_watermark_init();
 	es_command_registry_init();
 	es_projection_registry_init();
+	es_channel_init();
 
 	/* Without shared memory the rest could do nothing; see es_database(). */
 	if (!process_shared_preload_libraries_in_progress)

@@ -139,6 +139,8 @@ es_watermark_shmem_init(void)
 		pg_atomic_init_u32(&d->served, 0);
 		pg_atomic_init_u32(&d->waiters, 0);
 		ConditionVariableInit(&d->progress);
+		pg_atomic_init_u32(&d->changes, 0);
+		ConditionVariableInit(&d->news);
 	}
 	shared->nslots = MaxBackends;
 	shared->slots = (Slot *) CACHELINEALIGN(&shared->databases[es_max_databases]);
@@ -174,6 +176,7 @@ find_or_make_database(Oid oid)
 		pg_atomic_write_u32(&d->wanted, 0);
 		pg_atomic_write_u32(&d->served, 0);
 		pg_atomic_write_u32(&d->waiters, 0);
+		pg_atomic_write_u32(&d->changes, 0);
 		d->oid = oid;
 	}
 	LWLockRelease(shared->lock);

@@ -26,6 +26,8 @@ typedef struct EsDatabase
 	pg_atomic_uint32 served;	/* a scheduler runs here */
 	pg_atomic_uint32 waiters;	/* sessions in es_wait() */
 	ConditionVariable progress; /* told when a projection has applied */
+	pg_atomic_uint32 changes;	/* watched read models have changed */
+	ConditionVariable news;		/* told when the settled position has moved */
 } EsDatabase;
 
 extern void es_watermark_shmem_request(void);
