@@ -1,5 +1,6 @@
 -- Who may do what: nothing for PUBLIC, jobs by es_grant(), single commands by
 -- es_grant_command(), rows by row security.
+\set SHOW_CONTEXT never
 SET client_min_messages = error;
 CREATE DATABASE regress_es_rights;
 \c regress_es_rights
