@@ -80,6 +80,19 @@ COMMENT ON VIEW es_commands IS 'The commands that es_submit() accepts.';
 -- Rights: GRANT on the right objects, by the name of a job.
 --
 
+-- What es_grant() gave to whom: two kinds of rights share objects, and taking
+-- one back must not take from the other.
+CREATE TABLE es.role_grant (
+	grantee		regrole NOT NULL,
+	kind		text COLLATE pg_catalog."C" NOT NULL,
+	CONSTRAINT role_grant_pkey PRIMARY KEY (grantee, kind)
+);
+COMMENT ON TABLE es.role_grant IS 'Who was given which kind of rights; kept by es_grant().';
+
+-- A role that was dropped would be dumped as a number, perhaps that of another.
+SELECT pg_catalog.pg_extension_config_dump('es.role_grant',
+	'WHERE EXISTS (SELECT FROM pg_catalog.pg_roles r WHERE r.oid OPERATOR(pg_catalog.=) grantee)');
+
 -- The objects of the extension that a kind of role needs, as GRANT writes them.
 CREATE FUNCTION es.rights(kind text) RETURNS SETOF text
 	LANGUAGE plpgsql STABLE STRICT
@@ -91,14 +104,15 @@ DECLARE
 BEGIN
 	functions := CASE kind
 		WHEN 'reader' THEN ARRAY['es_read', 'es_stream', 'es_settled', 'es_epoch', 'es_wait', 'suspended']
-		WHEN 'writer' THEN ARRAY['es_append', 'es_append_batch', 'es_submit', 'es_settled', 'es_epoch', 'es_wait']
+		WHEN 'writer' THEN ARRAY['es_append', 'es_append_batch', 'es_submit',
+			'es_settled', 'es_epoch', 'es_wait']
 		WHEN 'projector' THEN ARRAY['es_create_projection', 'es_drop_projection', 'es_pause', 'es_resume',
 			'es_settled', 'es_epoch', 'es_wait', 'suspended', 'batch_after', 'batch_to', 'batch_has']
 	END;
 	relations := CASE kind
 		WHEN 'reader' THEN ARRAY['event', 'tag', 'es_projections', 'es_commands']
 		WHEN 'writer' THEN ARRAY['es_commands']
-		WHEN 'projector' THEN ARRAY['es_batch', 'es_projections']
+		WHEN 'projector' THEN ARRAY['event', 'es_batch', 'es_projections']
 	END;
 	IF kind NOT IN ('reader', 'writer', 'projector', 'admin') THEN
 		RAISE EXCEPTION 'unrecognized kind of rights "%"', kind
@@ -127,53 +141,78 @@ END
 $$;
 COMMENT ON FUNCTION es.rights(text) IS 'The rights that es_grant() gives for a kind of role.';
 
+-- As the owner of the extension: who may call this is an administrator of the
+-- log, and makes others readers, writers, projectors and administrators.
 CREATE FUNCTION es_grant("role" regrole, kind text) RETURNS void
-	LANGUAGE plpgsql VOLATILE STRICT
+	LANGUAGE plpgsql VOLATILE STRICT SECURITY DEFINER
 	SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
 	r text;
 BEGIN
+	-- regrole takes "-" and numbers, too.
+	IF NOT EXISTS (SELECT FROM pg_roles WHERE oid = "role") THEN
+		RAISE EXCEPTION 'role with OID % does not exist', "role"::oid
+			USING ERRCODE = 'undefined_object';
+	END IF;
 	FOR r IN SELECT es.rights(kind) LOOP
 		EXECUTE format('GRANT %s TO %s', r, "role");
 	END LOOP;
+	INSERT INTO es.role_grant VALUES ("role", kind) ON CONFLICT DO NOTHING;
 END
 $$;
 COMMENT ON FUNCTION es_grant(regrole, text) IS
 	'Give a role the rights of a reader, writer, projector or admin of the log.';
 
 CREATE FUNCTION es_revoke("role" regrole, kind text) RETURNS void
-	LANGUAGE plpgsql VOLATILE STRICT
+	LANGUAGE plpgsql VOLATILE STRICT SECURITY DEFINER
 	SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
 	r text;
 BEGIN
-	FOR r IN SELECT es.rights(kind) LOOP
-		CONTINUE WHEN r LIKE 'USAGE %' AND kind <> 'admin';
+	DELETE FROM es.role_grant g
+	 WHERE g.grantee = "role" AND g.kind = es_revoke.kind;
+	FOR r IN
+		SELECT es.rights(es_revoke.kind)
+		EXCEPT
+		SELECT es.rights(g.kind) FROM es.role_grant g WHERE g.grantee = "role"
+		EXCEPT
+		SELECT format('EXECUTE ON FUNCTION %s', p.oid::regprocedure)
+		  FROM pg_proc p
+		 WHERE p.proname = 'es_submit'
+		   AND EXISTS (SELECT FROM es.command_grant c WHERE c.grantee = "role")
+	LOOP
 		EXECUTE format('REVOKE %s FROM %s', r, "role");
 	END LOOP;
 END
 $$;
 COMMENT ON FUNCTION es_revoke(regrole, text) IS
-	'Take back what es_grant() gave; what another kind of rights shares with it goes too.';
+	'Take back what es_grant() gave, but for what another kind of rights of the role includes.';
 
-REVOKE ALL ON ALL TABLES IN SCHEMA es FROM PUBLIC;
-REVOKE ALL ON ALL SEQUENCES IN SCHEMA es FROM PUBLIC;
-REVOKE ALL ON ALL FUNCTIONS IN SCHEMA es FROM PUBLIC;
+-- PUBLIC gets nothing, whatever the default privileges of the database are.
 DO $$
 DECLARE
-	f text;
+	object text;
 BEGIN
-	FOR f IN SELECT p.oid::pg_catalog.regprocedure
-			   FROM pg_catalog.pg_depend d
-			   JOIN pg_catalog.pg_extension x ON x.oid OPERATOR(pg_catalog.=) d.refobjid
-			   JOIN pg_catalog.pg_proc p ON p.oid OPERATOR(pg_catalog.=) d.objid
-			  WHERE d.classid OPERATOR(pg_catalog.=) 'pg_catalog.pg_proc'::pg_catalog.regclass
-				AND d.deptype OPERATOR(pg_catalog.=) 'e'
-				AND x.extname OPERATOR(pg_catalog.=) 'es'
+	FOR object IN
+		SELECT pg_catalog.format('FUNCTION %s', d.objid::pg_catalog.regprocedure)
+		  FROM pg_catalog.pg_depend d
+		  JOIN pg_catalog.pg_extension x ON x.oid OPERATOR(pg_catalog.=) d.refobjid
+		 WHERE d.classid OPERATOR(pg_catalog.=) 'pg_catalog.pg_proc'::pg_catalog.regclass
+		   AND d.deptype OPERATOR(pg_catalog.=) 'e'
+		   AND x.extname OPERATOR(pg_catalog.=) 'es'
+		UNION ALL
+		SELECT pg_catalog.format('TABLE %s', c.oid::pg_catalog.regclass)
+		  FROM pg_catalog.pg_depend d
+		  JOIN pg_catalog.pg_extension x ON x.oid OPERATOR(pg_catalog.=) d.refobjid
+		  JOIN pg_catalog.pg_class c ON c.oid OPERATOR(pg_catalog.=) d.objid
+		 WHERE d.classid OPERATOR(pg_catalog.=) 'pg_catalog.pg_class'::pg_catalog.regclass
+		   AND d.deptype OPERATOR(pg_catalog.=) 'e'
+		   AND c.relkind OPERATOR(pg_catalog.=) ANY ('{r,v,S}')
+		   AND x.extname OPERATOR(pg_catalog.=) 'es'
 	LOOP
-		EXECUTE pg_catalog.format('REVOKE ALL ON FUNCTION %s FROM PUBLIC', f);
+		EXECUTE pg_catalog.format('REVOKE ALL ON %s FROM PUBLIC', object);
 	END LOOP;
 END
 $$;

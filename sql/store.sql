@@ -86,22 +86,39 @@ COMMENT ON TYPE es.new_event IS
 CREATE FUNCTION es.refuse_change() RETURNS trigger
 	AS 'MODULE_PATHNAME', 'es_refuse_change' LANGUAGE C;
 COMMENT ON FUNCTION es.refuse_change() IS
-	'Trigger: refuses UPDATE, DELETE and TRUNCATE unless es.allow_destructive is on.';
+	'Trigger: refuses direct writes to the log unless es.allow_destructive is on; rows of a restore pass.';
 
--- The statement trigger speaks even where no row matches; logical apply fires
--- only the row trigger.
-CREATE TRIGGER append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON es.event
+-- The statement triggers speak even where no row matches.  Logical apply fires
+-- row triggers only, and for its INSERT one that is not in the way of COPY: an
+-- AFTER trigger, which ordinary sessions do not even look at.
+CREATE TRIGGER append_only BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE ON es.event
 	FOR EACH STATEMENT EXECUTE FUNCTION es.refuse_change();
 CREATE TRIGGER append_only_row BEFORE UPDATE OR DELETE ON es.event
 	FOR EACH ROW EXECUTE FUNCTION es.refuse_change();
-CREATE TRIGGER append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON es.tag
-	FOR EACH STATEMENT EXECUTE FUNCTION es.refuse_change();
-CREATE TRIGGER append_only_row BEFORE UPDATE OR DELETE ON es.tag
+CREATE TRIGGER append_only_apply AFTER INSERT ON es.event
 	FOR EACH ROW EXECUTE FUNCTION es.refuse_change();
 ALTER TABLE es.event ENABLE ALWAYS TRIGGER append_only;
 ALTER TABLE es.event ENABLE ALWAYS TRIGGER append_only_row;
+ALTER TABLE es.event ENABLE REPLICA TRIGGER append_only_apply;
+
+CREATE TRIGGER append_only BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE ON es.tag
+	FOR EACH STATEMENT EXECUTE FUNCTION es.refuse_change();
+CREATE TRIGGER append_only_row BEFORE UPDATE OR DELETE ON es.tag
+	FOR EACH ROW EXECUTE FUNCTION es.refuse_change();
+CREATE TRIGGER append_only_apply AFTER INSERT ON es.tag
+	FOR EACH ROW EXECUTE FUNCTION es.refuse_change();
 ALTER TABLE es.tag ENABLE ALWAYS TRIGGER append_only;
 ALTER TABLE es.tag ENABLE ALWAYS TRIGGER append_only_row;
+ALTER TABLE es.tag ENABLE REPLICA TRIGGER append_only_apply;
+
+-- Without its identity the log would take rows as from a restore; a new row
+-- can only suspend the workers.
+CREATE TRIGGER append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON es.identity
+	FOR EACH STATEMENT EXECUTE FUNCTION es.refuse_change();
+CREATE TRIGGER append_only_row BEFORE UPDATE OR DELETE ON es.identity
+	FOR EACH ROW EXECUTE FUNCTION es.refuse_change();
+ALTER TABLE es.identity ENABLE ALWAYS TRIGGER append_only;
+ALTER TABLE es.identity ENABLE ALWAYS TRIGGER append_only_row;
 
 --
 -- Appending
@@ -183,7 +200,8 @@ CREATE FUNCTION es.batch_has(stream text, category text, type text) RETURNS bool
 COMMENT ON FUNCTION es.batch_has(text, text, text) IS
 	'Whether the filter of the projection being applied lets such an event through.';
 
-CREATE VIEW es_batch AS
+-- With the rights of who asks: row security on es.event holds here too.
+CREATE VIEW es_batch WITH (security_invoker = true) AS
 	SELECT e."position", e.version, e.recorded_at, e.stream, e.category, e.type, e.payload, e.metadata
 	  FROM es.event e
 	 WHERE e."position" OPERATOR(pg_catalog.>) es.batch_after()

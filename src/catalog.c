@@ -142,7 +142,9 @@ es_catalog(void)
 
 /*
  * Open SPI for our own SQL.  Between this and es_spi_end() nothing that a user
- * wrote may run.
+ * wrote may run.  Should the owner of one of our tables have put something
+ * there all the same, it can at least not be deferred to the commit, where the
+ * scheduler is a superuser.
  */
 void
 es_spi_begin(EsSpi *spi)
@@ -154,7 +156,8 @@ es_spi_begin(EsSpi *spi)
 	if (SPI_connect() != SPI_OK_CONNECT)
 		elog(ERROR, "SPI_connect failed");
 	SetUserIdAndSecContext(catalog->owner,
-						   spi->security | SECURITY_LOCAL_USERID_CHANGE);
+						   spi->security | SECURITY_LOCAL_USERID_CHANGE |
+						   SECURITY_RESTRICTED_OPERATION);
 	(void) set_config_option("search_path", "pg_catalog, pg_temp",
 							 PGC_USERSET, PGC_S_SESSION,
 							 GUC_ACTION_SAVE, true, 0, false);

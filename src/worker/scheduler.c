@@ -33,6 +33,7 @@ extern PGDLLEXPORT void es_scheduler_main(Datum arg);
  */
 static struct
 {
+	Oid			log;			/* es.event, as long as it is the same */
 	int64		announced;		/* the settled position last announced */
 	TimestampTz announced_at;
 	uint64		generation;		/* of the projections as we know them */
@@ -60,6 +61,20 @@ learn_owners(void)
 }
 
 /*
+ * A log that is new to us, be it that the extension was created again, has
+ * nothing announced.  Its counter begins here where nobody has used it yet.
+ */
+static void
+meet_log(Oid log)
+{
+	if (state.log == log)
+		return;
+	state.log = log;
+	state.announced = 0;
+	(void) es_settled_position();
+}
+
+/*
  * Look at the tables where something in them may have changed.  False where
  * the extension is gone.
  */
@@ -72,6 +87,8 @@ refresh(void)
 	StartTransactionCommand();
 	PushActiveSnapshot(GetTransactionSnapshot());
 	installed = es_catalog_if_exists() != NULL;
+	if (installed)
+		meet_log(es_catalog()->event);
 	if (installed && state.generation != es_projections_generation())
 	{
 		state.generation = es_projections_generation();
@@ -197,7 +214,7 @@ begin(Datum arg)
 												 ALLOCSET_SMALL_SIZES);
 	if (!refresh())
 	{
-		es_want_database(database, false);
+		(void) es_want_database(database, false);
 		proc_exit(0);
 	}
 	es_serve_database(true);
@@ -222,7 +239,7 @@ es_scheduler_main(Datum arg)
 			break;
 		if (!refresh())
 		{
-			es_want_database(MyDatabaseId, false);
+			(void) es_want_database(MyDatabaseId, false);
 			break;
 		}
 		MemoryContextSwitchTo(loop);
