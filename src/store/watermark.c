@@ -146,6 +146,7 @@ es_watermark_shmem_init(void)
 		pg_atomic_init_u32(&d->waiters, 0);
 		pg_atomic_init_u64(&d->changes, 0);
 		ConditionVariableInit(&d->progress);
+		ConditionVariableInit(&d->news);
 	}
 	shared->nslots = MaxBackends;
 	shared->slots = (Slot *) CACHELINEALIGN(&shared->databases[es_max_databases]);

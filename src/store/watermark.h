@@ -27,6 +27,7 @@ typedef struct EsDatabase
 	pg_atomic_uint32 waiters;	/* sessions in es_wait() */
 	pg_atomic_uint64 changes;	/* of what the workers go by */
 	ConditionVariable progress; /* told when a projection has applied */
+	ConditionVariable news;		/* told when the settled position has moved */
 } EsDatabase;
 
 extern void es_watermark_shmem_request(void);
