@@ -22,6 +22,8 @@ typedef struct EsCatalog
 	Oid			command_log;
 	Oid			command_log_id; /* unique index on command_id */
 	Oid			projection;
+	Oid			channel;
+	Oid			change;
 	Oid			owner;			/* of the extension */
 } EsCatalog;
 
@@ -60,6 +62,8 @@ extern void es_prepare(EsStatement *statement);
 extern ParamListInfo es_params(EsStatement *statement, Datum *values,
 							   const char *nulls);
 extern uint64 es_run(EsStatement *statement, Datum *values, const char *nulls);
+extern uint64 es_run_latest(EsStatement *statement, Datum *values,
+							const char *nulls);
 extern void es_spi_begin(EsSpi *spi);
 extern void es_spi_end(EsSpi *spi);
 extern Datum es_spi_value(uint64 row, int column, bool *isnull);

@@ -202,6 +202,8 @@ es_command_type(const char *name)
 									ALLOCSET_SMALL_SIZES);
 	old = MemoryContextSwitchTo(context);
 	type = load(name);
+	if (type)
+		es_submitters_load(&type->submitters, name);
 	MemoryContextSwitchTo(old);
 	if (type == NULL)
 	{

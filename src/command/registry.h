@@ -6,6 +6,7 @@
 #ifndef ES_COMMAND_REGISTRY_H
 #define ES_COMMAND_REGISTRY_H
 
+#include "command/grant.h"
 #include "command/payload.h"
 #include "fmgr.h"
 
@@ -27,6 +28,7 @@ typedef struct EsCommandType
 	EsCreates	creates;
 	EsPayloadType *payload_type;	/* or NULL */
 	FmgrInfo   *validate;		/* or NULL */
+	EsSubmitters submitters;
 } EsCommandType;
 
 extern void es_command_registry_init(void);

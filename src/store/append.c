@@ -60,6 +60,8 @@ enum
 /* Rows that one call of the access method gets at most. */
 #define CHUNK	256
 
+EsAfterAppend es_after_append = NULL;
+
 static EsTable event_table = ES_TABLE(EVENT_COLUMNS,
 									  INT8OID, INT8OID, TIMESTAMPTZOID, TEXTOID,
 									  TEXTOID, TEXTOID, JSONBOID, JSONBOID);
@@ -168,19 +170,20 @@ check_not_moved(Relation rel, TupleTableSlot *slot, const text *stream)
 }
 
 /*
- * The version of a locked stream: what its newest event has.
+ * The version of a locked stream: what its newest event has.  The index is
+ * locked as the append that follows will want it.
  */
 static int64
 read_version(Relation rel, const text *stream)
 {
+	Relation	index = index_open(es_catalog()->event_stream, RowExclusiveLock);
 	TupleTableSlot *slot = table_slot_create(rel, NULL);
 	ScanKeyData key;
 	int64		version = 0;
 
 	ScanKeyInit(&key, 1, BTEqualStrategyNumber, F_TEXTEQ,
 				PointerGetDatum(stream));
-	if (es_index_find(rel, es_catalog()->event_stream, &key, 1,
-					  BackwardScanDirection, slot))
+	if (es_index_find_in(rel, index, &key, 1, BackwardScanDirection, slot))
 	{
 		bool		isnull;
 
@@ -188,6 +191,7 @@ read_version(Relation rel, const text *stream)
 		version = DatumGetInt64(slot_getattr(slot, EVENT_VERSION + 1, &isnull));
 	}
 	ExecDropSingleTupleTableSlot(slot);
+	index_close(index, NoLock);
 	return version;
 }
 
@@ -441,40 +445,67 @@ fill_slot(TupleTableSlot *slot, const EsStream *stream, const EsEvent *event,
 }
 
 /*
- * Write events, in chunks, from a first position and version on.
+ * Write at most CHUNK events from a first position and version on.
+ */
+static void
+append_chunk(EsWriter *writer, TupleTableSlot **slots, const EsStream *stream,
+			 const EsEvent *events, int nevents, int64 position, int64 version,
+			 TimestampTz now)
+{
+	for (int i = 0; i < nevents; i++)
+		fill_slot(slots[i], stream, &events[i], position + i, version + i, now);
+	es_writer_insert(writer, slots, nevents);
+}
+
+/*
+ * Write any number of events, chunk by chunk, each in fresh memory.
+ */
+static void
+append_chunks(EsWriter *writer, TupleTableSlot **slots, const EsStream *stream,
+			  const EsEvent *events, int nevents, int64 position, int64 version,
+			  TimestampTz now)
+{
+	MemoryContext context = AllocSetContextCreate(CurrentMemoryContext,
+												  "es append",
+												  ALLOCSET_DEFAULT_SIZES);
+
+	for (int done = 0; done < nevents; done += CHUNK)
+	{
+		MemoryContext old = MemoryContextSwitchTo(context);
+
+		CHECK_FOR_INTERRUPTS();
+		append_chunk(writer, slots, stream, events + done,
+					 Min(CHUNK, nevents - done), position + done,
+					 version + done, now);
+		MemoryContextSwitchTo(old);
+		MemoryContextReset(context);
+	}
+	MemoryContextDelete(context);
+}
+
+/*
+ * Write events from a first position on, at the next versions of the stream.
  */
 static void
 append_rows(const EsStream *stream, const EsEvent *events, int nevents,
 			int64 position)
 {
 	TimestampTz now = GetCurrentTimestamp();
+	int64		version = stream->version + 1;
 	int			nslots = Min(nevents, CHUNK);
 	TupleTableSlot **slots = palloc(sizeof(TupleTableSlot *) * nslots);
-	MemoryContext context = AllocSetContextCreate(CurrentMemoryContext,
-												  "es append",
-												  ALLOCSET_DEFAULT_SIZES);
 	EsWriter	writer;
 
 	es_writer_open(&writer, &event_table, es_catalog()->event);
 	for (int i = 0; i < nslots; i++)
 		slots[i] = es_slot_for_writing(&writer);
-	for (int done = 0; done < nevents; done += nslots)
-	{
-		int			n = Min(nslots, nevents - done);
-		MemoryContext old = MemoryContextSwitchTo(context);
-
-		CHECK_FOR_INTERRUPTS();
-		for (int i = 0; i < n; i++)
-			fill_slot(slots[i], stream, &events[done + i], position + done + i,
-					  stream->version + 1 + done + i, now);
-		es_writer_insert(&writer, slots, n);
-		MemoryContextSwitchTo(old);
-		MemoryContextReset(context);
-	}
+	if (nevents <= CHUNK)
+		append_chunk(&writer, slots, stream, events, nevents, position, version, now);
+	else
+		append_chunks(&writer, slots, stream, events, nevents, position, version, now);
 	for (int i = 0; i < nslots; i++)
 		ExecDropSingleTupleTableSlot(slots[i]);
 	es_writer_close(&writer);
-	MemoryContextDelete(context);
 	pfree(slots);
 }
 
@@ -497,5 +528,7 @@ es_stream_append(EsStream *stream, EsEvent *events, int nevents)
 	append_tags(events, nevents, first);
 	stream->version += nevents;
 	stream->seen = ++appends;
+	if (es_after_append)
+		es_after_append(stream, events, nevents, first);
 	return first;
 }

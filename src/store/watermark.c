@@ -48,6 +48,7 @@
 #include "funcapi.h"
 #include "guc.h"
 #include "miscadmin.h"
+#include "store/table.h"
 #include "store/wakeup.h"
 #include "store/watermark.h"
 #include "storage/ipc.h"
@@ -145,6 +146,7 @@ es_watermark_shmem_init(void)
 		pg_atomic_init_u32(&d->waiters, 0);
 		pg_atomic_init_u64(&d->changes, 0);
 		ConditionVariableInit(&d->progress);
+		ConditionVariableInit(&d->news);
 	}
 	shared->nslots = MaxBackends;
 	shared->slots = (Slot *) CACHELINEALIGN(&shared->databases[es_max_databases]);
@@ -327,6 +329,49 @@ reserved_bound(Oid sequence)
 }
 
 /*
+ * The settled position as the scheduler last wrote it.
+ */
+static int64
+recorded_settled_position(Snapshot snapshot)
+{
+	Relation	rel = table_open(es_catalog()->settled, AccessShareLock);
+	TupleTableSlot *slot = table_slot_create(rel, NULL);
+	TableScanDesc scan = table_beginscan(rel, snapshot, 0, NULL);
+	int64		position = 0;
+
+	if (table_scan_getnextslot(scan, ForwardScanDirection, slot))
+	{
+		bool		isnull;
+
+		position = DatumGetInt64(slot_getattr(slot, 2, &isnull));
+	}
+	table_endscan(scan);
+	ExecDropSingleTupleTableSlot(slot);
+	table_close(rel, AccessShareLock);
+	return position;
+}
+
+/*
+ * The highest position that is in the log or was announced, or 0: what no new
+ * position may be, even where somebody set the sequence back.
+ */
+static int64
+highest_used(void)
+{
+	const EsCatalog *catalog = es_catalog();
+	Relation	rel = table_open(catalog->event, AccessShareLock);
+	TupleTableSlot *slot = table_slot_create(rel, NULL);
+	int64		highest = recorded_settled_position(SnapshotSelf);
+	bool		isnull;
+
+	if (es_index_find(rel, catalog->event_key, NULL, 0, BackwardScanDirection, slot))
+		highest = Max(highest, DatumGetInt64(slot_getattr(slot, 1, &isnull)));
+	ExecDropSingleTupleTableSlot(slot);
+	table_close(rel, AccessShareLock);
+	return highest;
+}
+
+/*
  * Begin the counter behind what the sequence has reserved.  That is needed
  * after a restart, for a log that was created anew, and, as long as nothing
  * was appended through this counter, for one that a restore has just filled.
@@ -334,7 +379,7 @@ reserved_bound(Oid sequence)
 static void
 seed(EsDatabase *d, Oid sequence)
 {
-	int64		bound = reserved_bound(sequence);
+	int64		bound = Max(reserved_bound(sequence), highest_used());
 
 	SpinLockAcquire(&d->mutex);
 	if (d->sequence != sequence || (d->next <= 1 && d->bound < bound))
@@ -393,10 +438,11 @@ next_block(EsDatabase *d, int64 bound)
 	if (value <= bound)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("sequence es.event_position was moved backwards"),
-				 errdetail("It returned " INT64_FORMAT ", but positions up to " INT64_FORMAT " are reserved.",
+				 errmsg("sequence es.event_position is behind the log"),
+				 errdetail("It returned " INT64_FORMAT ", but positions up to " INT64_FORMAT " are used or reserved.",
 						   value, bound),
-				 errhint("Set it to the higher value with setval().")));
+				 errhint("Run SELECT setval('es.event_position', " INT64_FORMAT ").",
+						 (bound + BLOCK - 1) / BLOCK * BLOCK)));
 	return value;
 }
 
@@ -458,29 +504,6 @@ es_take_positions(int64 count)
 	return first;
 }
 
-/*
- * The settled position as the scheduler last wrote it.
- */
-static int64
-recorded_settled_position(void)
-{
-	Relation	rel = table_open(es_catalog()->settled, AccessShareLock);
-	TupleTableSlot *slot = table_slot_create(rel, NULL);
-	TableScanDesc scan = table_beginscan(rel, GetActiveSnapshot(), 0, NULL);
-	int64		position = 0;
-
-	if (table_scan_getnextslot(scan, ForwardScanDirection, slot))
-	{
-		bool		isnull;
-
-		position = DatumGetInt64(slot_getattr(slot, 2, &isnull));
-	}
-	table_endscan(scan);
-	ExecDropSingleTupleTableSlot(slot);
-	table_close(rel, AccessShareLock);
-	return position;
-}
-
 static int64
 compute_settled(EsDatabase *d)
 {
@@ -514,7 +537,7 @@ int64
 es_settled_position(void)
 {
 	if (RecoveryInProgress() || IsolationUsesXactSnapshot())
-		return recorded_settled_position();
+		return recorded_settled_position(GetActiveSnapshot());
 	return compute_settled(seeded_database());
 }
 
@@ -531,6 +554,21 @@ es_settled_peek(void)
 	if (catalog == NULL || d->sequence != catalog->event_position)
 		return -1;
 	return compute_settled(d);
+}
+
+/*
+ * The highest position handed out so far.
+ */
+int64
+es_last_position(void)
+{
+	EsDatabase *d = seeded_database();
+	int64		last;
+
+	SpinLockAcquire(&d->mutex);
+	last = d->next - 1;
+	SpinLockRelease(&d->mutex);
+	return last;
 }
 
 /*
