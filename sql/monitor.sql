@@ -107,7 +107,7 @@ BEGIN
 		WHEN 'writer' THEN ARRAY['es_append', 'es_append_batch', 'es_submit',
 			'es_settled', 'es_epoch', 'es_wait']
 		WHEN 'projector' THEN ARRAY['es_create_projection', 'es_drop_projection', 'es_pause', 'es_resume',
-			'es_settled', 'es_epoch', 'es_wait', 'suspended', 'batch_after', 'batch_to', 'batch_has']
+			'es_settled', 'es_epoch', 'es_wait', 'suspended', 'batch_after', 'batch_to', 'batch_has', 'batch_event']
 	END;
 	relations := CASE kind
 		WHEN 'reader' THEN ARRAY['event', 'tag', 'es_projections', 'es_commands']
