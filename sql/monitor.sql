@@ -159,7 +159,8 @@ BEGIN
 			'es_create_projection', 'es_alter_projection', 'es_drop_projection',
 			'es_pause', 'es_resume', 'es_retry', 'es_discard',
 			'es_settled', 'es_epoch', 'es_wait',
-			'suspended', 'batch_after', 'batch_to', 'batch_has', 'stream_partition']
+			'suspended', 'batch_after', 'batch_to', 'batch_has', 'batch_event',
+			'stream_partition']
 		WHEN 'consumer' THEN ARRAY[
 			'es_create_subscription', 'es_drop_subscription', 'es_fetch', 'es_ack',
 			'es_nack', 'es_heartbeat', 'es_leave', 'es_retry_delivery',
