@@ -275,6 +275,7 @@ es_create_projection(PG_FUNCTION_ARGS)
 {
 	static const int args[] = {ARG_NAME, ARG_QUERY, ARG_CATEGORIES, ARG_TYPES,
 		ARG_BATCH_SIZE, ARG_TABLES, ARG_START_AFTER};
+	const char *search_path = GetConfigOption("search_path", false, false);
 	Datum		values[9];
 	char		nulls[] = "         ";
 	EsSpi		spi;
@@ -290,7 +291,9 @@ es_create_projection(PG_FUNCTION_ARGS)
 			nulls[i] = 'n';
 	}
 	values[7] = ObjectIdGetDatum(GetUserId());
-	values[8] = CStringGetTextDatum(GetConfigOption("search_path", false, false));
+	/* A temporary table that user SQL left behind must not hide another. */
+	values[8] = CStringGetTextDatum(psprintf("%s%spg_temp", search_path,
+											 *search_path ? ", " : ""));
 
 	es_spi_begin(&spi);
 	if (es_run(&insert_projection, values, nulls) == 0)
