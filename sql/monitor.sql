@@ -108,16 +108,19 @@ BEGIN
 			'es_settled', 'es_epoch', 'es_wait']
 		WHEN 'projector' THEN ARRAY['es_create_projection', 'es_drop_projection', 'es_pause', 'es_resume',
 			'es_settled', 'es_epoch', 'es_wait', 'suspended', 'batch_after', 'batch_to', 'batch_has']
+		WHEN 'consumer' THEN ARRAY['es_create_subscription', 'es_drop_subscription', 'es_fetch', 'es_ack',
+			'es_nack', 'es_heartbeat', 'es_leave', 'es_retry_delivery', 'es_read', 'es_settled', 'es_epoch']
 	END;
 	relations := CASE kind
 		WHEN 'reader' THEN ARRAY['event', 'tag', 'es_projections', 'es_commands']
 		WHEN 'writer' THEN ARRAY['es_commands']
 		WHEN 'projector' THEN ARRAY['event', 'es_batch', 'es_projections']
+		WHEN 'consumer' THEN ARRAY['event', 'es_subscriptions', 'es_dead_deliveries', 'es_channels']
 	END;
-	IF kind NOT IN ('reader', 'writer', 'projector', 'admin') THEN
+	IF kind NOT IN ('reader', 'writer', 'projector', 'consumer', 'admin') THEN
 		RAISE EXCEPTION 'unrecognized kind of rights "%"', kind
 			USING ERRCODE = 'invalid_parameter_value',
-				  HINT = 'It must be reader, writer, projector or admin.';
+				  HINT = 'It must be reader, writer, projector, consumer or admin.';
 	END IF;
 
 	RETURN QUERY
@@ -162,7 +165,7 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION es_grant(regrole, text) IS
-	'Give a role the rights of a reader, writer, projector or admin of the log.';
+	'Give a role the rights of a reader, writer, projector, consumer or admin of the log.';
 
 CREATE FUNCTION es_revoke("role" regrole, kind text) RETURNS void
 	LANGUAGE plpgsql VOLATILE STRICT SECURITY DEFINER

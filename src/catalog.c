@@ -36,7 +36,8 @@ forget(Datum arg, Oid relid)
 {
 	if (relid == InvalidOid || relid == cache.event ||
 		relid == cache.event_position || relid == cache.command_log ||
-		relid == cache.projection)
+		relid == cache.projection || relid == cache.channel ||
+		relid == cache.change)
 		cache_valid = false;
 }
 
@@ -94,6 +95,8 @@ lookup(void)
 	cache.command_log = get_relname_relid("command_log", schema);
 	cache.command_log_id = get_relname_relid("command_log_pkey", schema);
 	cache.projection = get_relname_relid("projection", schema);
+	cache.channel = get_relname_relid("channel", schema);
+	cache.change = get_relname_relid("change", schema);
 	return OidIsValid(cache.event) && OidIsValid(cache.event_stream) &&
 		OidIsValid(cache.event_category) && OidIsValid(cache.event_position);
 }

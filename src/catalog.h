@@ -22,6 +22,8 @@ typedef struct EsCatalog
 	Oid			command_log;
 	Oid			command_log_id; /* unique index on command_id */
 	Oid			projection;
+	Oid			channel;
+	Oid			change;
 	Oid			owner;			/* of the extension */
 } EsCatalog;
 

@@ -15,6 +15,7 @@
 #include "es.h"
 #include "guc.h"
 #include "mb/pg_wchar.h"
+#include "miscadmin.h"
 #include "utils/guc.h"
 
 char	   *es_metadata = NULL;
@@ -76,7 +77,7 @@ assign_metadata(const char *newval, void *extra)
 static bool
 check_batch(char **newval, void **extra, GucSource source)
 {
-	int64	   *range = (int64 *) malloc(2 * sizeof(int64));
+	int64	   *range = (int64 *) es_guc_malloc(2 * sizeof(int64));
 	long long	after = 0;
 	long long	to = 0;
 	int			used = 0;
@@ -87,7 +88,7 @@ check_batch(char **newval, void **extra, GucSource source)
 		(sscanf(*newval, " %lld , %lld %n", &after, &to, &used) != 2 ||
 		 (*newval)[used] != '\0' || after < 0 || to < after))
 	{
-		free(range);
+		es_guc_free(range);
 		GUC_check_errdetail("The value must be two positions, for example '100,200': the events behind 100 up to 200.");
 		return false;
 	}
@@ -136,12 +137,14 @@ define_store_settings(void)
 							&es_max_stream_locks, 256, 1, INT_MAX,
 							PGC_SUSET, 0,
 							NULL, NULL, NULL);
-	DefineCustomIntVariable("es.max_databases",
-							"Databases of this cluster that can hold an event log.",
-							NULL,
-							&es_max_databases, 64, 1, 10000,
-							PGC_POSTMASTER, 0,
-							NULL, NULL, NULL);
+	/* A later definition would be fatal, and without shared memory idle. */
+	if (process_shared_preload_libraries_in_progress)
+		DefineCustomIntVariable("es.max_databases",
+								"Databases of this cluster that can hold an event log.",
+								NULL,
+								&es_max_databases, 64, 1, 10000,
+								PGC_POSTMASTER, 0,
+								NULL, NULL, NULL);
 	DefineCustomBoolVariable("es.allow_destructive",
 							 "Allow events to be changed or removed.",
 							 "Only for a superuser who knows why.",

@@ -238,7 +238,8 @@ check_function(const char *role, Oid function, Oid rettype)
 	proc = (Form_pg_proc) GETSTRUCT(tuple);
 	if (proc->pronargs != 2 || proc->proargtypes.values[0] != JSONBOID ||
 		proc->proargtypes.values[1] != es_command_rowtype() ||
-		proc->prorettype != rettype || proc->prokind != PROKIND_FUNCTION)
+		proc->prorettype != rettype || proc->proretset ||
+		proc->prokind != PROKIND_FUNCTION)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_FUNCTION_DEFINITION),
 				 errmsg("function %s cannot be used as %s",

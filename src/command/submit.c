@@ -142,22 +142,28 @@ rethrow_as_rejection(const Submission *s, MemoryContext context)
 
 /*
  * Call the validator, as the caller of es_submit().
+ *
+ * Each call gets an FmgrInfo of its own.  A language handler keeps the state
+ * of the execution there, SQL's does, so one that another call has used may be
+ * in the middle of it, when a validator submits a command itself, or may have
+ * been left there by an error.
  */
 static void
 validate(const Submission *s)
 {
 	MemoryContext context = CurrentMemoryContext;
-	FmgrInfo   *function = s->type->validate;
+	FmgrInfo	function;
 
-	if (!es_may_execute(function->fn_oid))
+	if (!es_may_execute(s->type->validate->fn_oid))
 		aclcheck_error(ACLCHECK_NO_PRIV, OBJECT_FUNCTION,
-					   get_func_name(function->fn_oid));
+					   get_func_name(s->type->validate->fn_oid));
+	fmgr_info(s->type->validate->fn_oid, &function);
 	PG_TRY();
 	{
 		LOCAL_FCINFO(call, 2);
 		PgStat_FunctionCallUsage usage;
 
-		InitFunctionCallInfoData(*call, function, 2, InvalidOid, NULL, NULL);
+		InitFunctionCallInfoData(*call, &function, 2, InvalidOid, NULL, NULL);
 		call->args[0].value = JsonbPGetDatum(empty_object());
 		call->args[0].isnull = false;
 		call->args[1].value = command_row(s);

@@ -60,12 +60,17 @@ enum
 /* Rows that one call of the access method gets at most. */
 #define CHUNK	256
 
-static EsTable event_table;
-static EsTable tag_table;
+static EsTable event_table = ES_TABLE(EVENT_COLUMNS,
+									  INT8OID, INT8OID, TIMESTAMPTZOID, TEXTOID,
+									  TEXTOID, TEXTOID, JSONBOID, JSONBOID);
+static EsTable tag_table = ES_TABLE(2, TEXTOID, INT8OID);
 
 /* Stream locks of this transaction; reset when another transaction looks. */
 static int	nlocks = 0;
 static LocalTransactionId nlocks_of = InvalidLocalTransactionId;
+
+/* Counts the appends of this session; see check_not_appended(). */
+static uint64 appends = 0;
 
 /*
  * Refuse a name that is missing, empty or too long.  "what" is what it names,
@@ -215,7 +220,33 @@ es_stream_open(EsStream *stream, text *name)
 	rel = relation_open(es_catalog()->event, RowExclusiveLock);
 	lock_stream(RelationGetRelid(rel), name);
 	stream->version = read_version(rel, name);
+	stream->seen = appends;
 	relation_close(rel, NoLock);
+}
+
+/*
+ * Our own lock does not keep ourselves out: what runs between opening a stream
+ * and appending to it, such as a validator, may append to it too.
+ */
+static void
+check_not_appended(const EsStream *stream)
+{
+	Relation	rel;
+	int64		version;
+
+	if (stream->seen == appends)
+		return;
+	rel = relation_open(es_catalog()->event, RowExclusiveLock);
+	version = read_version(rel, stream->name);
+	relation_close(rel, NoLock);
+	if (version != stream->version)
+		ereport(ERROR,
+				(errcode(ERRCODE_TRIGGERED_DATA_CHANGE_VIOLATION),
+				 errmsg("stream \"%s\" was appended to by what decides about it",
+						text_to_cstring(stream->name)),
+				 errdetail("It was at version " INT64_FORMAT " when the command began and is at " INT64_FORMAT " now.",
+						   stream->version, version),
+				 errhint("Validators look and raise; let them append nothing to the command's own stream.")));
 }
 
 /*
@@ -426,8 +457,7 @@ append_rows(const EsStream *stream, const EsEvent *events, int nevents,
 
 	es_writer_open(&writer, &event_table, es_catalog()->event);
 	for (int i = 0; i < nslots; i++)
-		slots[i] = MakeSingleTupleTableSlot(RelationGetDescr(writer.rel),
-											&TTSOpsVirtual);
+		slots[i] = es_slot_for_writing(&writer);
 	for (int done = 0; done < nevents; done += nslots)
 	{
 		int			n = Min(nslots, nevents - done);
@@ -461,9 +491,11 @@ es_stream_append(EsStream *stream, EsEvent *events, int nevents)
 	for (int i = 0; i < nevents; i++)
 		check_event(&events[i]);
 	es_identity_establish();
+	check_not_appended(stream);
 	first = es_take_positions(nevents);
 	append_rows(stream, events, nevents, first);
 	append_tags(events, nevents, first);
 	stream->version += nevents;
+	stream->seen = ++appends;
 	return first;
 }

@@ -18,6 +18,7 @@ typedef struct EsStream
 	text	   *name;
 	text	   *category;
 	int64		version;
+	uint64		seen;			/* appends of this session so far */
 } EsStream;
 
 /*

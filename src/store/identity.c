@@ -82,11 +82,15 @@ add(void)
 /*
  * Write our identity into a log that has none.  Two sessions that do it at
  * once write it twice, which harms nobody and makes nobody wait.
+ *
+ * Called by every append, so what was found is remembered; but not what this
+ * very transaction has added, which a rollback takes back.
  */
 void
 es_identity_establish(void)
 {
 	static Oid	established = InvalidOid;	/* the log known to have one */
+	static LocalTransactionId added_by = InvalidLocalTransactionId;
 	Oid			log = es_catalog()->event;
 	int64		mine;
 	int64		others;
@@ -95,8 +99,11 @@ es_identity_establish(void)
 		return;
 	count(&mine, &others);
 	if (mine + others == 0)
+	{
 		add();
-	else
+		added_by = ES_MY_LXID;
+	}
+	else if (added_by != ES_MY_LXID)
 		established = log;
 }
 

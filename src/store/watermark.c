@@ -27,8 +27,9 @@
  *
  * The counter lives in shared memory.  The sequence es.event_position is its
  * durable upper bound, moved a block ahead before any position of the block
- * is used; its WAL record precedes those of the events, so after a crash the
- * counter begins above every position that a client ever saw.
+ * is used and flushed, so after a crash the counter begins above every position
+ * that a client ever saw, also of events that were lost with an asynchronous
+ * commit.
  *
  * Only transactions that appended hold W back.
  *-------------------------------------------------------------------------
@@ -97,8 +98,12 @@ static EsStatement write_settled = ES_SQL(
 static EsDatabase *my_database = NULL;
 static Slot *my_slot = NULL;
 
-/* Whether the end of this transaction is news to the workers. */
+/*
+ * Whether the end of this transaction is news to the workers, and whether what
+ * they go by has changed with it.
+ */
 static bool wake = false;
+static bool changed = false;
 
 static Size
 shmem_size(void)
@@ -139,7 +144,9 @@ es_watermark_shmem_init(void)
 		pg_atomic_init_u32(&d->wanted, 0);
 		pg_atomic_init_u32(&d->served, 0);
 		pg_atomic_init_u32(&d->waiters, 0);
+		pg_atomic_init_u64(&d->changes, 0);
 		ConditionVariableInit(&d->progress);
+		ConditionVariableInit(&d->news);
 	}
 	shared->nslots = MaxBackends;
 	shared->slots = (Slot *) CACHELINEALIGN(&shared->databases[es_max_databases]);
@@ -232,18 +239,23 @@ es_databases_wanted(Oid *databases, int max)
 }
 
 /*
- * Say that a database with an entry should have a scheduler, or should not.
+ * Say that a database should have a scheduler, or should not.  Returns whether
+ * it should have had one so far.
  */
-void
+bool
 es_want_database(Oid database, bool wanted)
 {
 	EsDatabase *d;
+	bool		before = false;
 
+	if (wanted)
+		(void) find_or_make_database(database);
 	LWLockAcquire(shared->lock, LW_SHARED);
 	d = find_database(database);
 	if (d != NULL)
-		pg_atomic_write_u32(&d->wanted, wanted ? 1 : 0);
+		before = pg_atomic_exchange_u32(&d->wanted, wanted ? 1 : 0) != 0;
 	LWLockRelease(shared->lock);
+	return before;
 }
 
 /*
@@ -252,8 +264,11 @@ es_want_database(Oid database, bool wanted)
 void
 es_serve_database(bool served)
 {
-	EsDatabase *d = es_database();
+	/* One that found no log shall not take up an entry when it leaves. */
+	EsDatabase *d = served ? es_database() : my_database;
 
+	if (d == NULL)
+		return;
 	if (served)
 		pg_atomic_write_u32(&d->wanted, 1);
 	pg_atomic_write_u32(&d->served, served ? 1 : 0);
@@ -401,7 +416,7 @@ try_take(EsDatabase *d, int64 count)
 	int64		first = 0;
 
 	SpinLockAcquire(&d->mutex);
-	if (d->next + count - 1 <= d->bound)
+	if (count <= d->bound - d->next + 1)
 	{
 		first = d->next;
 		if (pg_atomic_read_u64(&my_slot->s.first) == 0)
@@ -413,35 +428,61 @@ try_take(EsDatabase *d, int64 count)
 }
 
 /*
+ * Move the sequence, whose last value was "bound", a block ahead.
+ */
+static int64
+next_block(EsDatabase *d, int64 bound)
+{
+	int64		value = nextval_internal(d->sequence, false);
+
+	if (value <= bound)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("sequence es.event_position is behind the log"),
+				 errdetail("It returned " INT64_FORMAT ", but positions up to " INT64_FORMAT " are used or reserved.",
+						   value, bound),
+				 errhint("Run SELECT setval('es.event_position', " INT64_FORMAT ").",
+						 (bound + BLOCK - 1) / BLOCK * BLOCK)));
+	return value;
+}
+
+/*
  * Let the sequence cover at least "count" more positions.
  *
  * The sequence's lock is taken before ours, so that nothing can make us wait
- * while we hold the LWLock.
+ * while we hold the LWLock.  The counter learns of the new bound when that is
+ * on disk: with synchronous_commit off a commit is seen before it is, and what
+ * a reader has seen must not be handed out again after a crash.  (A sequence
+ * writes WAL once for 32 blocks, so that is a flush for 2048 positions.)
  */
 static void
 extend(EsDatabase *d, int64 count)
 {
+	XLogRecPtr	written = XactLastRecEnd;
+	int64		next;
+	int64		bound;
+
 	LockRelationOid(d->sequence, RowExclusiveLock);
 	LWLockAcquire(d->lock, LW_EXCLUSIVE);
-	while (d->next + count - 1 > d->bound)
+	next = d->next;
+	bound = d->bound;
+	while (count > bound - next + 1)
 	{
-		int64		value = nextval_internal(d->sequence, false);
+		int64		value = next_block(d, bound);
 
-		if (value <= d->bound)
-			ereport(ERROR,
-					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-					 errmsg("sequence es.event_position is behind the log"),
-					 errdetail("It returned " INT64_FORMAT ", but positions up to " INT64_FORMAT " are used or reserved.",
-							   value, d->bound),
-					 errhint("Run SELECT setval('es.event_position', " INT64_FORMAT ").",
-							 (d->bound + BLOCK - 1) / BLOCK * BLOCK)));
-		SpinLockAcquire(&d->mutex);
 		/* A sequence that somebody moved ahead leaves a hole. */
-		if (value - BLOCK > d->bound)
-			d->next = value - BLOCK + 1;
-		d->bound = value;
-		SpinLockRelease(&d->mutex);
+		if (value - BLOCK > bound)
+			next = value - BLOCK + 1;
+		bound = value;
 	}
+	if (XactLastRecEnd > written)
+		XLogFlush(XactLastRecEnd);
+
+	/* Others have taken positions meanwhile, or seed() has found the block. */
+	SpinLockAcquire(&d->mutex);
+	d->next = Max(d->next, next);
+	d->bound = Max(d->bound, bound);
+	SpinLockRelease(&d->mutex);
 	LWLockRelease(d->lock);
 }
 
@@ -501,15 +542,16 @@ es_settled_position(void)
 }
 
 /*
- * The same for a worker outside a transaction: -1 where the counter has not
- * been seeded yet, which a transaction has to do.
+ * The same for a worker outside a transaction: -1 where the counter is not
+ * that of the log as we know it, which a transaction has to mend.
  */
 int64
 es_settled_peek(void)
 {
 	EsDatabase *d = es_database();
+	const EsCatalog *catalog = es_catalog_cached();
 
-	if (!OidIsValid(d->sequence))
+	if (catalog == NULL || d->sequence != catalog->event_position)
 		return -1;
 	return compute_settled(d);
 }
@@ -538,14 +580,26 @@ es_first_own_position(void)
 }
 
 /*
- * Let the workers look for news when this transaction ends: what they go by
- * has changed.
+ * Let the workers look when this transaction ends: what they go by, such as
+ * the definitions of projections, has changed.
  */
 void
 es_wake_at_commit(void)
 {
 	(void) es_database();
 	wake = true;
+	changed = true;
+}
+
+/*
+ * How often what the workers go by has changed.  Invalidations cannot tell
+ * them: these are sent after the callback that wakes, so that who is quick
+ * would find none and sleep on.
+ */
+uint64
+es_changes(void)
+{
+	return pg_atomic_read_u64(&es_database()->changes);
 }
 
 /*
@@ -560,6 +614,9 @@ end_transaction(void)
 		return;
 	wake = false;
 	pg_atomic_write_u64(&my_slot->s.first, 0);
+	if (changed)
+		pg_atomic_fetch_add_u64(&my_database->changes, 1);
+	changed = false;
 	es_wake_database(MyDatabaseId, false);
 	if (!pg_atomic_read_u32(&my_database->served) &&
 		pg_atomic_exchange_u32(&my_database->wanted, 1) == 0)
@@ -576,11 +633,13 @@ xact_callback(XactEvent event, void *arg)
 			end_transaction();
 			break;
 		case XACT_EVENT_PRE_PREPARE:
-			/* COMMIT PREPARED runs no callback that could free the slot. */
-			if (es_first_own_position() != 0)
+			/* COMMIT PREPARED runs no callback that could free and wake. */
+			if (wake)
 				ereport(ERROR,
 						(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-						 errmsg("cannot PREPARE a transaction that has appended events"),
+						 changed
+						 ? errmsg("cannot PREPARE a transaction that has changed what the workers of es go by")
+						 : errmsg("cannot PREPARE a transaction that has appended events"),
 						 errhint("Use COMMIT.")));
 			break;
 		default:

@@ -10,6 +10,7 @@
 #include "postgres.h"
 
 #include "access/xact.h"
+#include "catalog.h"
 #include "es.h"
 #include "fmgr.h"
 #include "guc.h"
@@ -77,7 +78,8 @@ commit(void)
 }
 
 /*
- * Learn the projections anew where their definitions may have changed.
+ * Learn the projections anew where their definitions may have changed.  There
+ * are none where the extension is gone.
  */
 static void
 refresh(void)
@@ -85,7 +87,9 @@ refresh(void)
 	ListCell   *cell;
 
 	begin_transaction();
-	if (state.generation != es_projections_generation())
+	if (es_catalog_if_exists() == NULL)
+		state.projections = NIL;
+	else if (state.generation != es_projections_generation())
 	{
 		MemoryContext old;
 

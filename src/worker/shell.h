@@ -44,7 +44,7 @@ extern void es_worker_set_defaults(void);
 extern bool es_worker_start(EsWorkerKind kind, Oid database, Oid role);
 extern bool es_worker_exists(EsWorkerKind kind, Oid database, Oid role);
 extern void es_workers_reap(EsWorkerKind kind, Oid database);
-extern void es_workers_stop(Oid database);
+extern bool es_workers_stop(Oid database);
 extern bool es_restart_due(List **restarts, EsWorkerKind kind, Oid key,
 						   long *timeout_ms);
 
