@@ -16,6 +16,7 @@ extern int	es_batch_interval;
 extern int	es_batch_size;
 extern int	es_projector_synchronous_commit;
 extern bool es_allow_destructive;
+extern bool es_workers;
 
 /* Counts the changes of es.metadata, so that its parsed form can be kept. */
 extern uint64 es_metadata_generation;
