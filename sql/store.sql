@@ -183,6 +183,11 @@ CREATE FUNCTION es_stream(
 COMMENT ON FUNCTION es_stream(text, bigint, integer) IS
 	'The events of one stream in the order of their versions.';
 
+CREATE FUNCTION es.stream_partition(stream text, partitions integer) RETURNS integer
+	AS 'MODULE_PATHNAME', 'es_stream_partition' LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
+COMMENT ON FUNCTION es.stream_partition(text, integer) IS
+	'The partition, from 0 on, that a stream belongs to: hashtextextended(stream, 0), taken as unsigned, modulo partitions.';
+
 --
 -- The range of events that a projection applies
 --
@@ -195,9 +200,10 @@ CREATE FUNCTION es.batch_to() RETURNS bigint
 	AS 'MODULE_PATHNAME', 'es_batch_to' LANGUAGE C STABLE PARALLEL RESTRICTED;
 COMMENT ON FUNCTION es.batch_to() IS 'The batch of this session ends with this position.';
 
-CREATE FUNCTION es.batch_has(stream text, category text, type text) RETURNS boolean
+CREATE FUNCTION es.batch_has("position" bigint, stream text, category text, type text)
+	RETURNS boolean
 	AS 'MODULE_PATHNAME', 'es_batch_has' LANGUAGE C STABLE STRICT PARALLEL RESTRICTED COST 1;
-COMMENT ON FUNCTION es.batch_has(text, text, text) IS
+COMMENT ON FUNCTION es.batch_has(bigint, text, text, text) IS
 	'Whether the filter of the projection being applied lets such an event through.';
 
 -- With the rights of who asks: row security on es.event holds here too.
@@ -206,7 +212,7 @@ CREATE VIEW es_batch WITH (security_invoker = true) AS
 	  FROM es.event e
 	 WHERE e."position" OPERATOR(pg_catalog.>) es.batch_after()
 	   AND e."position" OPERATOR(pg_catalog.<=) es.batch_to()
-	   AND es.batch_has(e.stream, e.category, e.type);
+	   AND es.batch_has(e."position", e.stream, e.category, e.type);
 COMMENT ON VIEW es_batch IS
 	'The events to apply now. By hand: SET es.batch = ''100,200'' shows the events behind 100 up to 200.';
 

@@ -27,6 +27,7 @@
 #include "utils/inval.h"
 #include "utils/lsyscache.h"
 #include "utils/rel.h"
+#include "utils/snapmgr.h"
 
 /* Valid between two invalidations; changed by lookup() and forget() alone. */
 static EsCatalog cache;
@@ -248,6 +249,24 @@ es_run(EsStatement *statement, Datum *values, const char *nulls)
 	result = SPI_execute_plan(statement->plan, values, nulls, false, 0);
 	if (result < 0)
 		elog(ERROR, "SPI_execute_plan failed: %s", SPI_result_code_string(result));
+	return SPI_processed;
+}
+
+/*
+ * The same for one that only reads, with a snapshot taken now also where the
+ * transaction has one of its own (REPEATABLE READ and above).
+ */
+uint64
+es_run_latest(EsStatement *statement, Datum *values, const char *nulls)
+{
+	int			result;
+
+	es_prepare(statement);
+	result = SPI_execute_snapshot(statement->plan, values, nulls,
+								  GetLatestSnapshot(), InvalidSnapshot,
+								  true, false, 0);
+	if (result < 0)
+		elog(ERROR, "SPI_execute_snapshot failed: %s", SPI_result_code_string(result));
 	return SPI_processed;
 }
 

@@ -63,6 +63,8 @@ extern void es_prepare(EsStatement *statement);
 extern ParamListInfo es_params(EsStatement *statement, Datum *values,
 							   const char *nulls);
 extern uint64 es_run(EsStatement *statement, Datum *values, const char *nulls);
+extern uint64 es_run_latest(EsStatement *statement, Datum *values,
+							const char *nulls);
 extern void es_spi_begin(EsSpi *spi);
 extern void es_spi_end(EsSpi *spi);
 extern Datum es_spi_value(uint64 row, int column, bool *isnull);

@@ -26,6 +26,8 @@ int			es_max_databases = 64;
 int			es_notify_interval = 10;
 int			es_batch_interval = 5;
 int			es_batch_size = 10000;
+int			es_max_batch_size = 100000;
+int			es_max_projectors = 4;
 int			es_projector_synchronous_commit = SYNCHRONOUS_COMMIT_OFF;
 bool		es_allow_destructive = false;
 bool		es_workers = true;
@@ -182,6 +184,18 @@ define_worker_settings(void)
 							"Positions in one batch of a projection that sets no batch_size of its own.",
 							NULL,
 							&es_batch_size, 10000, 1, 10000000,
+							PGC_SIGHUP, 0,
+							NULL, NULL, NULL);
+	DefineCustomIntVariable("es.max_batch_size",
+							"Positions in one batch of a projection that is far behind or rebuilt.",
+							"A projection's own batch_size goes before this.",
+							&es_max_batch_size, 100000, 1, 10000000,
+							PGC_SIGHUP, 0,
+							NULL, NULL, NULL);
+	DefineCustomIntVariable("es.max_projectors",
+							"Projector processes of a database.",
+							"Every owner of projections gets one; what is left goes to partitions, backfills and rebuilds.",
+							&es_max_projectors, 4, 1, 1024,
 							PGC_SIGHUP, 0,
 							NULL, NULL, NULL);
 	DefineCustomEnumVariable("es.projector_synchronous_commit",

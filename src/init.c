@@ -14,6 +14,7 @@
 #include "guc.h"
 #include "miscadmin.h"
 #include "projection/registry.h"
+#include "projection/sync.h"
 #include "storage/ipc.h"
 #include "store/guard.h"
 #include "store/wakeup.h"
@@ -64,6 +65,7 @@ _PG_init(void)
 	es_projection_registry_init();
 	es_channel_init();
 	es_lease_init();
+	es_sync_init();
 
 	/* Without shared memory the rest could do nothing; see es_database(). */
 	if (!process_shared_preload_libraries_in_progress)

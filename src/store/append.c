@@ -60,6 +60,8 @@ enum
 /* Rows that one call of the access method gets at most. */
 #define CHUNK	256
 
+EsAfterAppend es_after_append = NULL;
+
 static EsTable event_table = ES_TABLE(EVENT_COLUMNS,
 									  INT8OID, INT8OID, TIMESTAMPTZOID, TEXTOID,
 									  TEXTOID, TEXTOID, JSONBOID, JSONBOID);
@@ -497,5 +499,7 @@ es_stream_append(EsStream *stream, EsEvent *events, int nevents)
 	append_tags(events, nevents, first);
 	stream->version += nevents;
 	stream->seen = ++appends;
+	if (es_after_append)
+		es_after_append(stream, events, nevents, first);
 	return first;
 }

@@ -32,6 +32,16 @@ typedef struct EsEvent
 	ArrayType  *tags;			/* or NULL */
 } EsEvent;
 
+/*
+ * Called after events were written, by the statement that appends them: their
+ * stream, which is at its new version, and the position of the first.
+ */
+typedef void (*EsAfterAppend) (const EsStream *stream, const EsEvent *events,
+							   int nevents, int64 first);
+
+/* Set once when the library is loaded; the store knows no projections. */
+extern EsAfterAppend es_after_append;
+
 /* No particular version is expected. */
 #define ES_ANY_VERSION	INT64CONST(-1)
 

@@ -557,6 +557,21 @@ es_settled_peek(void)
 }
 
 /*
+ * The highest position handed out so far.
+ */
+int64
+es_last_position(void)
+{
+	EsDatabase *d = seeded_database();
+	int64		last;
+
+	SpinLockAcquire(&d->mutex);
+	last = d->next - 1;
+	SpinLockRelease(&d->mutex);
+	return last;
+}
+
+/*
  * Write the settled position down for readers that cannot compute it.
  */
 void

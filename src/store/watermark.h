@@ -42,6 +42,7 @@ extern bool es_database_is_served(Oid database);
 extern void es_forget_database(Oid database);
 
 extern int64 es_take_positions(int64 count);
+extern int64 es_last_position(void);
 extern int64 es_settled_position(void);
 extern int64 es_settled_peek(void);
 extern void es_settled_record(int64 position);

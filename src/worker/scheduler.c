@@ -42,7 +42,7 @@ static struct
 	TimestampTz published_at;
 	TimestampTz announce_at;	/* not before then; set where it failed */
 	uint64		generation;		/* of the projections as we know them */
-	List	   *owners;			/* roles that need a projector */
+	List	   *owners;			/* EsOwner: roles that need projectors */
 	MemoryContext owners_context;
 	List	   *restarts;		/* when projectors were started */
 } state;
@@ -229,7 +229,79 @@ announce(void)
 }
 
 /*
- * Start the projectors that are missing.  Returns how long to sleep.
+ * Start the missing ones of an owner's projectors.  Returns how long to sleep.
+ */
+static long
+start_those_of(Oid owner, int processes)
+{
+	long		timeout = ES_HEARTBEAT_MS;
+
+	for (int i = 0; i < processes; i++)
+		if (!es_worker_exists(ES_PROJECTOR, MyDatabaseId, owner, i) &&
+			es_restart_due(&state.restarts, owner, i, &timeout))
+		{
+			(void) es_worker_start(ES_PROJECTOR, MyDatabaseId, owner, i);
+			timeout = Min(timeout, 1000);
+		}
+	return timeout;
+}
+
+/*
+ * Forget when the projectors were started that are not needed any more, so
+ * that they start at once when they are.
+ */
+static void
+forget_unneeded(void)
+{
+	for (int i = list_length(state.restarts) - 1; i >= 0; i--)
+	{
+		EsRestart  *r = (EsRestart *) list_nth(state.restarts, i);
+		bool		needed = false;
+		ListCell   *cell;
+
+		foreach(cell, state.owners)
+		{
+			EsOwner    *owner = (EsOwner *) lfirst(cell);
+
+			needed = needed || (owner->role == r->key && r->number < owner->granted);
+		}
+		if (!needed && r->failures == 0)
+			es_restart_forget(&state.restarts, r->key, r->number);
+	}
+}
+
+/*
+ * Share es.max_projectors out: each owner gets one, and the rest goes round
+ * among those who have work for more.
+ */
+static void
+grant_processes(void)
+{
+	int			left = es_max_projectors - list_length(state.owners);
+	bool		any = true;
+	ListCell   *cell;
+
+	foreach(cell, state.owners)
+		((EsOwner *) lfirst(cell))->granted = 1;
+	while (left > 0 && any)
+	{
+		any = false;
+		foreach(cell, state.owners)
+		{
+			EsOwner    *owner = (EsOwner *) lfirst(cell);
+
+			if (left == 0 || owner->granted >= owner->processes)
+				continue;
+			owner->granted++;
+			left--;
+			any = true;
+		}
+	}
+}
+
+/*
+ * Start the projectors that are missing and dismiss those that are too many.
+ * Returns how long to sleep.
  */
 static long
 start_projectors(void)
@@ -238,16 +310,14 @@ start_projectors(void)
 	ListCell   *cell;
 
 	es_workers_reap(ES_PROJECTOR, MyDatabaseId);
+	grant_processes();
+	forget_unneeded();
 	foreach(cell, state.owners)
 	{
-		Oid			owner = lfirst_oid(cell);
+		EsOwner    *owner = (EsOwner *) lfirst(cell);
 
-		if (!es_worker_exists(ES_PROJECTOR, MyDatabaseId, owner) &&
-			es_restart_due(&state.restarts, ES_PROJECTOR, owner, &timeout))
-		{
-			(void) es_worker_start(ES_PROJECTOR, MyDatabaseId, owner);
-			timeout = Min(timeout, 1000);
-		}
+		es_workers_dismiss(ES_PROJECTOR, MyDatabaseId, owner->role, owner->granted);
+		timeout = Min(timeout, start_those_of(owner->role, owner->granted));
 	}
 	return timeout;
 }
