@@ -11,6 +11,7 @@
 #include "postgres.h"
 
 #include "access/genam.h"
+#include "access/htup_details.h"
 #include "access/table.h"
 #include "access/xact.h"
 #include "catalog.h"
@@ -49,10 +50,11 @@ es_catalog_init(void)
 }
 
 /*
- * The owner of the extension, or InvalidOid where it is not installed.
+ * Read the extension's row: its owner, or InvalidOid where it is not installed,
+ * and whether the version of its SQL is that of this library.
  */
 static Oid
-extension_owner(void)
+read_extension(void)
 {
 	Relation	rel = table_open(ExtensionRelationId, AccessShareLock);
 	ScanKeyData key;
@@ -65,7 +67,15 @@ extension_owner(void)
 	scan = systable_beginscan(rel, ExtensionNameIndexId, true, NULL, 1, &key);
 	tuple = systable_getnext(scan);
 	if (HeapTupleIsValid(tuple))
+	{
+		bool		isnull;
+		Datum		version = heap_getattr(tuple, Anum_pg_extension_extversion,
+										   RelationGetDescr(rel), &isnull);
+
 		owner = ((Form_pg_extension) GETSTRUCT(tuple))->extowner;
+		text_to_cstring_buffer(DatumGetTextPP(version), cache.version,
+							   sizeof(cache.version));
+	}
 	systable_endscan(scan);
 	table_close(rel, AccessShareLock);
 	return owner;
@@ -79,7 +89,7 @@ lookup(void)
 
 	if (!OidIsValid(schema))
 		return false;
-	owner = extension_owner();
+	owner = read_extension();
 	if (!OidIsValid(owner))
 		return false;
 
@@ -131,6 +141,11 @@ es_catalog_cached(void)
 	return cache_valid ? &cache : NULL;
 }
 
+/*
+ * The same, and an error where there is no extension or its SQL is not that of
+ * this library: what the one expects of the other may be different.  That is
+ * looked up every time, until it fits.
+ */
 const EsCatalog *
 es_catalog(void)
 {
@@ -141,6 +156,15 @@ es_catalog(void)
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("extension \"es\" is not installed in this database"),
 				 errhint("Run CREATE EXTENSION es.")));
+	if (strcmp(catalog->version, ES_VERSION) != 0)
+	{
+		cache_valid = false;
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("extension \"es\" is at version %s, but the loaded library is of version %s",
+						catalog->version, ES_VERSION),
+				 errhint("Run ALTER EXTENSION es UPDATE, or install the library of the other version and restart the server.")));
+	}
 	return catalog;
 }
 

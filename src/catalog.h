@@ -25,6 +25,7 @@ typedef struct EsCatalog
 	Oid			channel;
 	Oid			change;
 	Oid			owner;			/* of the extension */
+	char		version[64];	/* of the extension's SQL */
 } EsCatalog;
 
 /*

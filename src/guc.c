@@ -30,6 +30,7 @@ int			es_max_batch_size = 100000;
 int			es_max_projectors = 4;
 int			es_projector_synchronous_commit = SYNCHRONOUS_COMMIT_OFF;
 bool		es_allow_destructive = false;
+bool		es_workers = true;
 
 uint64		es_metadata_generation = 1;
 int64		es_batch_range_after = 0;
@@ -161,6 +162,12 @@ define_store_settings(void)
 static void
 define_worker_settings(void)
 {
+	DefineCustomBoolVariable("es.workers",
+							 "Run background workers: projections are applied and news announced.",
+							 "Off for a physical copy that is not to act: it cannot be told from a standby that was promoted.",
+							 &es_workers, true,
+							 PGC_POSTMASTER, 0,
+							 NULL, NULL, NULL);
 	DefineCustomIntVariable("es.notify_interval",
 							"Least time between two notifications of news.",
 							"News after a quiet time are announced at once.",

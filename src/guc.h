@@ -18,6 +18,7 @@ extern int	es_max_batch_size;
 extern int	es_max_projectors;
 extern int	es_projector_synchronous_commit;
 extern bool es_allow_destructive;
+extern bool es_workers;
 
 /* Counts the changes of es.metadata, so that its parsed form can be kept. */
 extern uint64 es_metadata_generation;

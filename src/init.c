@@ -75,6 +75,6 @@ _PG_init(void)
 	previous_shmem_startup = shmem_startup_hook;
 	shmem_startup_hook = shmem_startup;
 	es_database_hook_init();
-	if (!IsBinaryUpgrade)
+	if (!IsBinaryUpgrade && es_workers)
 		es_launcher_register();
 }

@@ -45,6 +45,8 @@ extern PGDLLEXPORT void es_projector_main(Datum arg);
 static struct
 {
 	Oid			owner;
+	Oid			user;			/* the owner, or the role its settings name */
+	char	   *role;			/* the setting that makes it so */
 	List	   *projections;
 	MemoryContext projections_context;
 	uint64		generation;		/* of the definitions as we know them */
@@ -59,11 +61,27 @@ static struct
 /* How long to leave a checkpoint alone that somebody else holds. */
 #define BUSY_MS			20
 
+/*
+ * Be who we were when the session began, whatever user SQL has left behind.
+ */
+static void
+restore_user(void)
+{
+	if (GetUserId() == state.user)
+		return;
+	(void) set_config_option("session_authorization", NULL,
+							 PGC_USERSET, PGC_S_SESSION,
+							 GUC_ACTION_SET, true, 0, false);
+	(void) set_config_option("role", state.role, PGC_USERSET, PGC_S_SESSION,
+							 GUC_ACTION_SET, true, 0, false);
+}
+
 static void
 begin_transaction(void)
 {
 	SetCurrentStatementStartTimestamp();
 	StartTransactionCommand();
+	restore_user();
 	/* Whatever user SQL has set for the session. */
 	XactIsoLevel = XACT_READ_COMMITTED;
 	XactReadOnly = false;
@@ -423,6 +441,9 @@ begin(Datum arg)
 	Oid			database = es_worker_begin(ES_PROJECTOR, arg, &state.owner);
 
 	BackgroundWorkerInitializeConnectionByOid(database, state.owner, ES_WORKER_FLAGS);
+	state.user = GetUserId();
+	state.role = MemoryContextStrdup(TopMemoryContext,
+									 GetConfigOption("role", false, false));
 	es_worker_set_defaults();
 	SetConfigOption("application_name", "es projector", PGC_USERSET, PGC_S_SESSION);
 	state.batch_context = AllocSetContextCreate(TopMemoryContext, "es batch",
