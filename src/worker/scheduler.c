@@ -190,7 +190,8 @@ start_projectors(void)
 		Oid			owner = lfirst_oid(cell);
 
 		if (!es_worker_exists(ES_PROJECTOR, MyDatabaseId, owner) &&
-			es_restart_due(&state.restarts, ES_PROJECTOR, owner, &timeout))
+			es_restart_due(&state.restarts, ES_PROJECTOR, MyDatabaseId, owner,
+						   &timeout))
 		{
 			(void) es_worker_start(ES_PROJECTOR, MyDatabaseId, owner);
 			timeout = Min(timeout, 1000);

@@ -45,7 +45,7 @@ extern bool es_worker_start(EsWorkerKind kind, Oid database, Oid role);
 extern bool es_worker_exists(EsWorkerKind kind, Oid database, Oid role);
 extern void es_workers_reap(EsWorkerKind kind, Oid database);
 extern bool es_workers_stop(Oid database);
-extern bool es_restart_due(List **restarts, EsWorkerKind kind, Oid key,
-						   long *timeout_ms);
+extern bool es_restart_due(List **restarts, EsWorkerKind kind, Oid database,
+						   Oid role, long *timeout_ms);
 
 #endif							/* ES_WORKER_SHELL_H */
