@@ -238,7 +238,8 @@ start_those_of(Oid owner, int processes)
 
 	for (int i = 0; i < processes; i++)
 		if (!es_worker_exists(ES_PROJECTOR, MyDatabaseId, owner, i) &&
-			es_restart_due(&state.restarts, owner, i, &timeout))
+			es_restart_due(&state.restarts, ES_PROJECTOR, MyDatabaseId, owner, i,
+						   &timeout))
 		{
 			(void) es_worker_start(ES_PROJECTOR, MyDatabaseId, owner, i);
 			timeout = Min(timeout, 1000);
