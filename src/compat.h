@@ -52,6 +52,12 @@
 	index_beginscan(heap, index, snapshot, nkeys, 0)
 #endif
 
+#if PG_VERSION_NUM >= 170000
+#define es_lock_held(tag, mode)	LockHeldByMe((tag), (mode), true)
+#else
+#define es_lock_held(tag, mode)	LockHeldByMe((tag), (mode))
+#endif
+
 /* From 17 on a worker may connect as a role without LOGIN. */
 #if PG_VERSION_NUM >= 170000
 #define ES_WORKER_NEEDS_LOGIN	false

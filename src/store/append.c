@@ -7,11 +7,8 @@
  * positions.  So appenders of one stream queue instead of failing, versions
  * have no gap, and within a stream positions rise with versions.
  *
- * The stream's lock is a lock on the "object" whose class is es.event and
- * whose id is a hash of the name; two streams with one hash merely queue.
- * A transaction that touches more than es.max_stream_locks streams locks
- * es.event itself against other appenders, all of which hold ROW EXCLUSIVE
- * there before they look at a stream.
+ * The locks are those of lock.c.  A tagged event takes the locks of its tags,
+ * too, before it takes a position; condition.c says why.
  *-------------------------------------------------------------------------
  */
 #include "postgres.h"
@@ -23,16 +20,15 @@
 #include "catalog.h"
 #include "catalog/pg_collation.h"
 #include "catalog/pg_type.h"
-#include "common/hashfn.h"
 #include "es.h"
 #include "executor/executor.h"
 #include "fmgr.h"
 #include "guc.h"
 #include "miscadmin.h"
-#include "storage/lmgr.h"
 #include "storage/lock.h"
 #include "store/append.h"
 #include "store/identity.h"
+#include "store/lock.h"
 #include "store/table.h"
 #include "store/watermark.h"
 #include "tcop/utility.h"
@@ -63,9 +59,8 @@ enum
 static EsTable event_table;
 static EsTable tag_table;
 
-/* Stream locks of this transaction; reset when another transaction looks. */
-static int	nlocks = 0;
-static LocalTransactionId nlocks_of = InvalidLocalTransactionId;
+/* What a user's function is just called for, or NULL; see es_deciding_begin(). */
+static const char *deciding = NULL;
 
 /*
  * Refuse a name that is missing, empty or too long.  "what" is what it names,
@@ -114,30 +109,6 @@ category_of(const text *stream)
 }
 
 /*
- * Lock the stream to the end of the transaction.  The caller has es.event open
- * with RowExclusiveLock.
- */
-static void
-lock_stream(Oid event, const text *stream)
-{
-	uint64		hash = hash_bytes_extended((const unsigned char *) VARDATA_ANY(stream),
-										   VARSIZE_ANY_EXHDR(stream), 0);
-	LOCKTAG		tag;
-
-	if (nlocks_of != ES_MY_LXID)
-	{
-		nlocks_of = ES_MY_LXID;
-		nlocks = 0;
-	}
-	SET_LOCKTAG_OBJECT(tag, MyDatabaseId, event, (uint32) hash,
-					   (uint16) (hash >> 32));
-	if (nlocks >= es_max_stream_locks && !LockHeldByMe(&tag, ExclusiveLock))
-		LockRelationOid(event, ShareRowExclusiveLock);
-	else if (LockAcquire(&tag, ExclusiveLock, false, false) == LOCKACQUIRE_OK)
-		nlocks++;
-}
-
-/*
  * In REPEATABLE READ and above, an event that our snapshot does not see means
  * that the stream moved under us.
  */
@@ -165,57 +136,99 @@ check_not_moved(Relation rel, TupleTableSlot *slot, const text *stream)
 /*
  * The version of a locked stream: what its newest event has.
  */
-static int64
-read_version(Relation rel, const text *stream)
+static void
+read_version(Relation rel, EsStream *stream)
 {
 	TupleTableSlot *slot = table_slot_create(rel, NULL);
 	ScanKeyData key;
-	int64		version = 0;
 
+	stream->version = 0;
+	stream->position = 0;
 	ScanKeyInit(&key, 1, BTEqualStrategyNumber, F_TEXTEQ,
-				PointerGetDatum(stream));
+				PointerGetDatum(stream->name));
 	if (es_index_find(rel, es_catalog()->event_stream, &key, 1,
 					  BackwardScanDirection, slot))
 	{
 		bool		isnull;
 
-		check_not_moved(rel, slot, stream);
-		version = DatumGetInt64(slot_getattr(slot, EVENT_VERSION + 1, &isnull));
+		check_not_moved(rel, slot, stream->name);
+		stream->version = DatumGetInt64(slot_getattr(slot, EVENT_VERSION + 1, &isnull));
+		stream->position = DatumGetInt64(slot_getattr(slot, EVENT_POSITION + 1, &isnull));
 	}
 	ExecDropSingleTupleTableSlot(slot);
-	return version;
+}
+
+/*
+ * A user's function is about to be called; returns what es_deciding_end()
+ * needs, which must be called also after an error.
+ */
+const char *
+es_deciding_begin(const char *what)
+{
+	const char *previous = deciding;
+
+	deciding = what;
+	return previous;
+}
+
+void
+es_deciding_end(const char *previous)
+{
+	deciding = previous;
 }
 
 /*
  * Refuse to append where that cannot be: on a standby, in a read-only
- * transaction, in a parallel worker.
+ * transaction, in a parallel worker, inside a function that decides.
  */
-static void
-check_can_append(void)
+void
+es_check_can_append(const char *function)
 {
 	(void) es_database();
-	PreventCommandIfReadOnly("es_append()");
-	PreventCommandDuringRecovery("es_append()");
-	PreventCommandIfParallelMode("es_append()");
+	PreventCommandIfReadOnly(function);
+	PreventCommandDuringRecovery(function);
+	PreventCommandIfParallelMode(function);
+	if (deciding)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("%s cannot be called inside %s", function, deciding),
+				 errdetail("The state that it works on must not change under it."),
+				 errhint("Return the events from the decider, or submit the further command from a projection.")));
 }
 
 /*
- * Lock a stream to the end of the transaction and learn its version.
+ * Lock a stream to the end of the transaction and learn its version.  False
+ * where it would have to wait for the lock and must not.
  */
-void
-es_stream_open(EsStream *stream, text *name)
+static bool
+open_stream(EsStream *stream, text *name, bool wait)
 {
 	Relation	rel;
+	bool		locked;
 
-	check_can_append();
+	es_check_can_append("es_append()");
 	es_check_name("stream name", name);
 	stream->name = name;
 	stream->category = category_of(name);
 
 	rel = relation_open(es_catalog()->event, RowExclusiveLock);
-	lock_stream(RelationGetRelid(rel), name);
-	stream->version = read_version(rel, name);
+	locked = es_lock_stream(name, wait);
+	if (locked)
+		read_version(rel, stream);
 	relation_close(rel, NoLock);
+	return locked;
+}
+
+void
+es_stream_open(EsStream *stream, text *name)
+{
+	(void) open_stream(stream, name, true);
+}
+
+bool
+es_stream_try_open(EsStream *stream, text *name)
+{
+	return open_stream(stream, name, false);
 }
 
 /*
@@ -337,8 +350,8 @@ check_event(EsEvent *event)
 	}
 }
 
-static int
-compare_texts(const void *a, const void *b)
+int
+es_compare_texts(const void *a, const void *b)
 {
 	return DatumGetInt32(DirectFunctionCall2Coll(bttextcmp, C_COLLATION_OID,
 												 *(const Datum *) a,
@@ -355,13 +368,13 @@ insert_tags(EsWriter *writer, ArrayType *array, int64 position)
 	int			n;
 
 	deconstruct_array(array, TEXTOID, -1, false, TYPALIGN_INT, &tags, NULL, &n);
-	qsort(tags, n, sizeof(Datum), compare_texts);
+	qsort(tags, n, sizeof(Datum), es_compare_texts);
 	for (int i = 0; i < n; i++)
 	{
 		Datum		values[2];
 		bool		nulls[2] = {false, false};
 
-		if (i > 0 && compare_texts(&tags[i - 1], &tags[i]) == 0)
+		if (i > 0 && es_compare_texts(&tags[i - 1], &tags[i]) == 0)
 			continue;
 		values[0] = tags[i];
 		values[1] = Int64GetDatum(position);
@@ -389,16 +402,19 @@ append_tags(const EsEvent *events, int nevents, int64 first)
 }
 
 /*
- * Fill a slot with the row of an event.
+ * Fill a slot with the row of an event, which moves its stream on.
  */
 static void
-fill_slot(TupleTableSlot *slot, const EsStream *stream, const EsEvent *event,
-		  int64 position, int64 version, TimestampTz now)
+fill_slot(TupleTableSlot *slot, EsStream *stream, const EsEvent *event,
+		  int64 position, TimestampTz now)
 {
+	stream->version++;
+	stream->position = position;
+
 	ExecClearTuple(slot);
 	memset(slot->tts_isnull, 0, EVENT_COLUMNS * sizeof(bool));
 	slot->tts_values[EVENT_POSITION] = Int64GetDatum(position);
-	slot->tts_values[EVENT_VERSION] = Int64GetDatum(version);
+	slot->tts_values[EVENT_VERSION] = Int64GetDatum(stream->version);
 	slot->tts_values[EVENT_RECORDED_AT] = TimestampTzGetDatum(now);
 	slot->tts_values[EVENT_STREAM] = PointerGetDatum(stream->name);
 	slot->tts_values[EVENT_CATEGORY] = PointerGetDatum(stream->category);
@@ -410,10 +426,10 @@ fill_slot(TupleTableSlot *slot, const EsStream *stream, const EsEvent *event,
 }
 
 /*
- * Write events, in chunks, from a first position and version on.
+ * Write events, in chunks, from a first position on.
  */
 static void
-append_rows(const EsStream *stream, const EsEvent *events, int nevents,
+append_rows(EsStream *stream, const EsEvent *events, int nevents,
 			int64 position)
 {
 	TimestampTz now = GetCurrentTimestamp();
@@ -435,8 +451,12 @@ append_rows(const EsStream *stream, const EsEvent *events, int nevents,
 
 		CHECK_FOR_INTERRUPTS();
 		for (int i = 0; i < n; i++)
-			fill_slot(slots[i], stream, &events[done + i], position + done + i,
-					  stream->version + 1 + done + i, now);
+		{
+			const EsEvent *event = &events[done + i];
+
+			fill_slot(slots[i], event->stream ? event->stream : stream, event,
+					  position + done + i, now);
+		}
 		es_writer_insert(&writer, slots, n);
 		MemoryContextSwitchTo(old);
 		MemoryContextReset(context);
@@ -449,21 +469,55 @@ append_rows(const EsStream *stream, const EsEvent *events, int nevents,
 }
 
 /*
- * Append events to an open stream at its next versions and return the first of
- * their consecutive positions; the stream moves to its new version.
+ * Refuse events that are none.
+ */
+void
+es_events_check(EsEvent *events, int nevents)
+{
+	for (int i = 0; i < nevents; i++)
+		check_event(&events[i]);
+}
+
+/*
+ * Add the locks of the events' tags to a list.
+ */
+void
+es_events_tag_locks(EsTagLocks *list, const EsEvent *events, int nevents)
+{
+	for (int i = 0; i < nevents; i++)
+	{
+		Datum	   *tags;
+		int			n;
+
+		if (events[i].tags == NULL)
+			continue;
+		deconstruct_array(events[i].tags, TEXTOID, -1, false, TYPALIGN_INT,
+						  &tags, NULL, &n);
+		for (int j = 0; j < n; j++)
+		{
+			es_tag_locks_add(list, DatumGetTextPP(tags[j]), NULL, ShareLock);
+			es_tag_locks_add(list, DatumGetTextPP(tags[j]), events[i].type, ShareLock);
+		}
+	}
+}
+
+/*
+ * Append events to an open stream, or those that name one to theirs, at the
+ * next versions, and return the first of their consecutive positions.
  */
 int64
 es_stream_append(EsStream *stream, EsEvent *events, int nevents)
 {
 	int64		first;
+	EsTagLocks	locks = {0};
 
 	Assert(nevents > 0);
-	for (int i = 0; i < nevents; i++)
-		check_event(&events[i]);
+	es_events_check(events, nevents);
+	es_events_tag_locks(&locks, events, nevents);
+	es_tag_locks_take(&locks);
 	es_identity_establish();
 	first = es_take_positions(nevents);
 	append_rows(stream, events, nevents, first);
 	append_tags(events, nevents, first);
-	stream->version += nevents;
 	return first;
 }
