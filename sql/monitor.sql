@@ -71,10 +71,27 @@ CREATE VIEW es_projections AS
 COMMENT ON VIEW es_projections IS 'How each projection stands: status, position, lag and last error.';
 
 CREATE VIEW es_commands AS
-	SELECT name, category, event_type, validate, creates, payload_type,
-		   owner::pg_catalog.text AS owner, created_at
+	SELECT name, category, event_type, validate, decide, creates, payload_type,
+		   owner::pg_catalog.text AS owner, created_at, search_path
 	  FROM es.command_type;
 COMMENT ON VIEW es_commands IS 'The commands that es_submit() accepts.';
+
+CREATE VIEW es_aggregates AS
+	SELECT a.category, a.evolve, a.initial_state, a.snapshot_every,
+		   (SELECT pg_catalog.array_agg(c.name ORDER BY c.name)
+			  FROM es.command_type c
+			 WHERE c.category OPERATOR(pg_catalog.=) a.category) AS commands,
+		   s.snapshots, s.last_snapshot_at,
+		   a.owner::pg_catalog.text AS owner, a.created_at, a.search_path
+	  FROM es.aggregate a
+	 CROSS JOIN LATERAL (
+		SELECT pg_catalog.count(*) AS snapshots, pg_catalog.max(s.taken_at) AS last_snapshot_at
+		  FROM es.snapshot s
+		 WHERE s.stream OPERATOR(pg_catalog.=) a.category
+			OR (s.stream OPERATOR(pg_catalog.>=) (a.category OPERATOR(pg_catalog.||) '-')
+				AND s.stream OPERATOR(pg_catalog.<) (a.category OPERATOR(pg_catalog.||) '.'))) s;
+COMMENT ON VIEW es_aggregates IS
+	'The aggregates: how events become a state, their commands and snapshots.';
 
 --
 -- Rights: GRANT on the right objects, by the name of a job.
@@ -90,14 +107,15 @@ DECLARE
 	relations text[];
 BEGIN
 	functions := CASE kind
-		WHEN 'reader' THEN ARRAY['es_read', 'es_stream', 'es_settled', 'es_epoch', 'es_wait', 'suspended']
+		WHEN 'reader' THEN ARRAY['es_read', 'es_stream', 'es_settled', 'es_epoch', 'es_wait', 'suspended',
+			'es_state']
 		WHEN 'writer' THEN ARRAY['es_append', 'es_append_batch', 'es_submit', 'es_settled', 'es_epoch', 'es_wait']
 		WHEN 'projector' THEN ARRAY['es_create_projection', 'es_drop_projection', 'es_pause', 'es_resume',
 			'es_settled', 'es_epoch', 'es_wait', 'suspended', 'batch_after', 'batch_to', 'batch_has']
 	END;
 	relations := CASE kind
-		WHEN 'reader' THEN ARRAY['event', 'tag', 'es_projections', 'es_commands']
-		WHEN 'writer' THEN ARRAY['es_commands']
+		WHEN 'reader' THEN ARRAY['event', 'tag', 'es_projections', 'es_commands', 'es_aggregates']
+		WHEN 'writer' THEN ARRAY['es_commands', 'es_aggregates']
 		WHEN 'projector' THEN ARRAY['es_batch', 'es_projections']
 	END;
 	IF kind NOT IN ('reader', 'writer', 'projector', 'admin') THEN

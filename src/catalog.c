@@ -93,6 +93,10 @@ lookup(void)
 	cache.command_type = get_relname_relid("command_type", schema);
 	cache.command_log = get_relname_relid("command_log", schema);
 	cache.command_log_id = get_relname_relid("command_log_pkey", schema);
+	cache.aggregate = get_relname_relid("aggregate", schema);
+	cache.snapshot = get_relname_relid("snapshot", schema);
+	cache.snapshot_key = get_relname_relid("snapshot_pkey", schema);
+	cache.tag_key = get_relname_relid("tag_pkey", schema);
 	cache.projection = get_relname_relid("projection", schema);
 	return OidIsValid(cache.event) && OidIsValid(cache.event_stream) &&
 		OidIsValid(cache.event_category) && OidIsValid(cache.event_position);

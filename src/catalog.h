@@ -21,6 +21,10 @@ typedef struct EsCatalog
 	Oid			command_type;
 	Oid			command_log;
 	Oid			command_log_id; /* unique index on command_id */
+	Oid			aggregate;
+	Oid			snapshot;
+	Oid			snapshot_key;	/* unique index on (stream, identity, version) */
+	Oid			tag_key;		/* unique index on (tag, position) */
 	Oid			projection;
 	Oid			owner;			/* of the extension */
 } EsCatalog;

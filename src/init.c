@@ -6,7 +6,7 @@
 #include "postgres.h"
 
 #include "catalog.h"
-#include "command/registry.h"
+#include "command/definition.h"
 #include "es.h"
 #include "fmgr.h"
 #include "guc.h"
@@ -54,7 +54,7 @@ _PG_init(void)
 	es_guc_init();
 	es_catalog_init();
 	es_watermark_init();
-	es_command_registry_init();
+	es_definitions_init();
 	es_projection_registry_init();
 
 	/* Without shared memory the rest could do nothing; see es_database(). */

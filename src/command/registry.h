@@ -23,14 +23,14 @@ typedef struct EsCommandType
 {
 	char	   *name;
 	text	   *category;
-	text	   *event_type;
+	text	   *event_type;		/* NULL where there is a decider */
 	EsCreates	creates;
 	EsPayloadType *payload_type;	/* or NULL */
 	FmgrInfo   *validate;		/* or NULL */
+	FmgrInfo   *decide;			/* or NULL */
+	char	   *search_path;	/* that both are called with */
 } EsCommandType;
 
-extern void es_command_registry_init(void);
 extern EsCommandType *es_command_type(const char *name);
-extern Oid	es_command_rowtype(void);
 
 #endif							/* ES_COMMAND_REGISTRY_H */

@@ -91,8 +91,8 @@ es_check_name(const char *what, const text *name)
 /*
  * The category of a stream: what stands before its first "-".
  */
-static text *
-category_of(const text *stream)
+text *
+es_category_of(const text *stream)
 {
 	const char *name = VARDATA_ANY(stream);
 	int			len = VARSIZE_ANY_EXHDR(stream);
@@ -178,22 +178,31 @@ es_deciding_end(const char *previous)
 }
 
 /*
- * Refuse to append where that cannot be: on a standby, in a read-only
- * transaction, in a parallel worker, inside a function that decides.
+ * Refuse what cannot be on a standby, in a read-only transaction, or in a
+ * parallel worker.
  */
 void
-es_check_can_append(const char *function)
+es_check_can_lock(const char *function)
 {
 	(void) es_database();
 	PreventCommandIfReadOnly(function);
 	PreventCommandDuringRecovery(function);
 	PreventCommandIfParallelMode(function);
+}
+
+/*
+ * The same for an append, which is refused inside a function that decides, too.
+ */
+void
+es_check_can_append(const char *function)
+{
+	es_check_can_lock(function);
 	if (deciding)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("%s cannot be called inside %s", function, deciding),
-				 errdetail("The state that it works on must not change under it."),
-				 errhint("Return the events from the decider, or submit the further command from a projection.")));
+				 errdetail("What is being decided on must not change under the decision."),
+				 errhint("Return the events from a decider, or submit the further command from a projection.")));
 }
 
 /*
@@ -209,7 +218,7 @@ open_stream(EsStream *stream, text *name, bool wait)
 	es_check_can_append("es_append()");
 	es_check_name("stream name", name);
 	stream->name = name;
-	stream->category = category_of(name);
+	stream->category = es_category_of(name);
 
 	rel = relation_open(es_catalog()->event, RowExclusiveLock);
 	locked = es_lock_stream(name, wait);

@@ -38,9 +38,11 @@ typedef struct EsEvent
 #define ES_ANY_VERSION	INT64CONST(-1)
 
 extern void es_check_name(const char *what, const text *name);
+extern text *es_category_of(const text *stream);
 extern void es_check_object(const char *what, const Jsonb *value);
 extern void es_stream_open(EsStream *stream, text *name);
 extern bool es_stream_try_open(EsStream *stream, text *name);
+extern void es_check_can_lock(const char *function);
 extern void es_check_can_append(const char *function);
 extern int	es_compare_texts(const void *a, const void *b);
 extern void es_stream_expect(const EsStream *stream, int64 expected_version);
