@@ -53,6 +53,12 @@
 #endif
 
 #if PG_VERSION_NUM >= 170000
+#define es_index_insert_cleanup(index, info)	index_insert_cleanup((index), (info))
+#else
+#define es_index_insert_cleanup(index, info)	((void) 0)
+#endif
+
+#if PG_VERSION_NUM >= 170000
 #define es_lock_held(tag, mode)	LockHeldByMe((tag), (mode), true)
 #else
 #define es_lock_held(tag, mode)	LockHeldByMe((tag), (mode))

@@ -96,14 +96,22 @@ es_writer_open(EsWriter *writer, EsTable *table, Oid relid)
 	writer->infos = table->infos;
 	writer->indexes = palloc(sizeof(Relation) * Max(table->nindexes, 1));
 	for (int i = 0; i < writer->nindexes; i++)
+	{
 		writer->indexes[i] = index_open(table->indexes[i], RowExclusiveLock);
+		/* What an access method keeps there is for one statement. */
+		writer->infos[i]->ii_AmCache = NULL;
+		writer->infos[i]->ii_Context = CurrentMemoryContext;
+	}
 }
 
 void
 es_writer_close(EsWriter *writer)
 {
 	for (int i = 0; i < writer->nindexes; i++)
+	{
+		es_index_insert_cleanup(writer->indexes[i], writer->infos[i]);
 		index_close(writer->indexes[i], NoLock);
+	}
 	table_close(writer->rel, NoLock);
 	pfree(writer->indexes);
 }
@@ -214,9 +222,8 @@ es_index_find(Relation rel, Oid index, ScanKey keys, int nkeys,
 	bool		found;
 
 	index_rescan(scan, keys, nkeys, NULL, 0);
+	/* The slot has a pin of its own on the row's page, which callers rely on. */
 	found = index_getnext_slot(scan, direction, slot);
-	if (found)
-		ExecMaterializeSlot(slot);
 	index_endscan(scan);
 	index_close(indexrel, NoLock);
 	return found;
