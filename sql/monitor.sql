@@ -108,8 +108,9 @@ DECLARE
 BEGIN
 	functions := CASE kind
 		WHEN 'reader' THEN ARRAY['es_read', 'es_stream', 'es_settled', 'es_epoch', 'es_wait', 'suspended',
-			'es_state']
-		WHEN 'writer' THEN ARRAY['es_append', 'es_append_batch', 'es_submit', 'es_settled', 'es_epoch', 'es_wait']
+			'es_state', 'es_read_matching', 'es_read_to']
+		WHEN 'writer' THEN ARRAY['es_append', 'es_append_batch', 'es_append_if', 'es_lock_matching', 'es_submit',
+			 'es_settled', 'es_epoch', 'es_wait']
 		WHEN 'projector' THEN ARRAY['es_create_projection', 'es_drop_projection', 'es_pause', 'es_resume',
 			'es_settled', 'es_epoch', 'es_wait', 'suspended', 'batch_after', 'batch_to', 'batch_has']
 	END;

@@ -167,6 +167,45 @@ COMMENT ON FUNCTION es_stream(text, bigint, integer) IS
 	'The events of one stream in the order of their versions.';
 
 --
+-- Conditions across streams
+--
+
+CREATE FUNCTION es_read_matching(
+	query jsonb,
+	after bigint DEFAULT 0,
+	max_count integer DEFAULT NULL)
+	RETURNS SETOF es.event
+	AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE ROWS 100;
+COMMENT ON FUNCTION es_read_matching(jsonb, bigint, integer) IS
+	'Events that match {"items": [{"types": [...], "tags": [...]}, ...]}, up to the settled position: any item, any of its types, all of its tags.';
+
+CREATE FUNCTION es_read_to() RETURNS bigint
+	AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL RESTRICTED;
+COMMENT ON FUNCTION es_read_to() IS
+	'How far the last es_read_matching() of this session has read: the position to give to es_append_if().';
+
+CREATE FUNCTION es_lock_matching(
+	query jsonb,
+	after bigint DEFAULT 0,
+	max_count integer DEFAULT NULL)
+	RETURNS SETOF es.event
+	AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE ROWS 100;
+COMMENT ON FUNCTION es_lock_matching(jsonb, bigint, integer) IS
+	'All committed events that match a query; nobody else appends one that matches until this transaction ends.';
+
+CREATE FUNCTION es_append_if(
+	events jsonb,
+	fail_if_match jsonb,
+	after bigint DEFAULT 0,
+	OUT first_position bigint,
+	OUT last_position bigint,
+	OUT events_appended bigint)
+	RETURNS record
+	AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION es_append_if(jsonb, jsonb, bigint) IS
+	'Append [{"stream":..., "type":..., "payload":..., "tags":[...]}, ...], all or none, unless an event that matches the query stands behind a position (ES004).';
+
+--
 -- The range of events that a projection applies
 --
 

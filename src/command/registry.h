@@ -29,6 +29,7 @@ typedef struct EsCommandType
 	FmgrInfo   *validate;		/* or NULL */
 	FmgrInfo   *decide;			/* or NULL */
 	char	   *search_path;	/* that both are called with */
+	bool		locks_log;		/* its decider was seen to */
 } EsCommandType;
 
 extern EsCommandType *es_command_type(const char *name);

@@ -14,7 +14,11 @@
  * somebody else, the decision is taken back, which is why it runs in a
  * subtransaction, and made again with all those streams locked in order, as far
  * as they are known by then.  So commands that write to streams of each other
- * wait for each other and do not run into deadlocks.
+ * wait for each other and do not run into deadlocks.  Where one happens none
+ * the less, by locks that deciders take themselves (es_lock_matching()), the
+ * decision is made again with the whole log locked first.  Where a decider
+ * locks a query of types alone, which locks the log, all further decisions on
+ * its command in this session begin with that.
  *-------------------------------------------------------------------------
  */
 #include "postgres.h"
@@ -33,6 +37,7 @@
 #include "miscadmin.h"
 #include "store/append.h"
 #include "store/functions.h"
+#include "store/lock.h"
 #include "store/streams.h"
 #include "utils/builtins.h"
 #include "utils/resowner.h"
@@ -41,6 +46,16 @@ PG_FUNCTION_INFO_V1(es_submit);
 
 /* A decision whose streams change each time is not made again more often. */
 #define MAX_ATTEMPTS	8
+
+/*
+ * How an attempt to decide ended.
+ */
+typedef enum Attempt
+{
+	DECIDED,
+	MORE_STREAMS,				/* to be locked first */
+	DEADLOCK
+} Attempt;
 
 static Jsonb *
 empty_object(void)
@@ -168,15 +183,16 @@ open_others(EsSubmission *s, const EsStreams *open, EsDecision *d, bool wait)
 }
 
 /*
- * Lock streams, among them the command's own, and decide.  False where the
- * decision must be taken back and made again with more streams.
+ * Lock streams, among them the command's own, and decide.
  */
-static bool
+static Attempt
 attempt(EsSubmission *s, text *name, EsStreams *open, EsState *state,
 		EsDecision *d, bool wait)
 {
 	Jsonb	   *decided_on;
 
+	if (s->type->locks_log)
+		es_lock_log();
 	es_streams_open(open);
 	s->stream = *es_streams_find(open, name);
 	check_stream(s);
@@ -184,46 +200,64 @@ attempt(EsSubmission *s, text *name, EsStreams *open, EsState *state,
 	if (s->type->validate)
 		es_validate(s, decided_on);
 	es_decide(s, decided_on, d);
-	return open_others(s, open, d, wait);
+	return open_others(s, open, d, wait) ? DECIDED : MORE_STREAMS;
 }
 
 /*
- * The same in a subtransaction, which ends as the attempt does.
+ * The same in a subtransaction, which is taken back unless it is decided.
  */
-static bool
+static Attempt
 attempt_in_subtransaction(EsSubmission *s, text *name, EsStreams *open,
-						  EsState *state, EsDecision *d, bool wait)
+						  EsState *state, EsDecision *d, bool log_first, bool wait)
 {
 	MemoryContext context = CurrentMemoryContext;
 	ResourceOwner owner = CurrentResourceOwner;
-	volatile bool good = false;
+	ErrorData  *volatile error = NULL;
+	volatile Attempt result = DEADLOCK;
 
 	BeginInternalSubTransaction(NULL);
 	MemoryContextSwitchTo(context);
 	PG_TRY();
 	{
-		good = attempt(s, name, open, state, d, wait);
+		if (log_first)
+			es_lock_log();
+		result = attempt(s, name, open, state, d, wait);
 	}
 	PG_CATCH();
 	{
-		ErrorData  *error;
-
 		MemoryContextSwitchTo(context);
 		error = CopyErrorData();
 		FlushErrorState();
-		RollbackAndReleaseCurrentSubTransaction();
-		MemoryContextSwitchTo(context);
-		CurrentResourceOwner = owner;
-		ReThrowError(error);
 	}
 	PG_END_TRY();
-	if (good)
+	if (result == DECIDED)
 		ReleaseCurrentSubTransaction();
 	else
 		RollbackAndReleaseCurrentSubTransaction();
 	MemoryContextSwitchTo(context);
 	CurrentResourceOwner = owner;
-	return good;
+	if (error && (error->sqlerrcode != ERRCODE_T_R_DEADLOCK_DETECTED ||
+				  log_first))
+		ReThrowError(error);
+	return result;
+}
+
+/*
+ * The streams to lock in the next attempt: those of the last one and those
+ * that were decided on in it.
+ */
+static text **
+more_streams(const EsStreams *open, const EsDecision *d, int *n)
+{
+	text	  **names = palloc(sizeof(text *) * (open->n + d->nevents));
+
+	*n = 0;
+	for (int i = 0; i < open->n; i++)
+		names[(*n)++] = open->streams[i].name;
+	for (int i = 0; i < d->nevents; i++)
+		if (d->streams[i])
+			names[(*n)++] = d->streams[i];
+	return names;
 }
 
 /*
@@ -233,6 +267,7 @@ static void
 decide(EsSubmission *s, text *name, EsState *state, EsDecision *d)
 {
 	text	  **names = palloc(sizeof(text *));
+	bool		log_first = s->type->locks_log;
 	int			n = 1;
 
 	names[0] = name;
@@ -241,15 +276,20 @@ decide(EsSubmission *s, text *name, EsState *state, EsDecision *d)
 		EsStreams	open;
 
 		es_streams_of(&open, names, n);
-		if (attempt_in_subtransaction(s, name, &open, state, d, i >= MAX_ATTEMPTS))
-			return;
-		names = palloc(sizeof(text *) * (open.n + d->nevents));
-		n = 0;
-		for (int j = 0; j < open.n; j++)
-			names[n++] = open.streams[j].name;
-		for (int j = 0; j < d->nevents; j++)
-			if (d->streams[j])
-				names[n++] = d->streams[j];
+		switch (attempt_in_subtransaction(s, name, &open, state, d, log_first,
+										  i >= MAX_ATTEMPTS))
+		{
+			case DECIDED:
+				return;
+			case MORE_STREAMS:
+				names = more_streams(&open, d, &n);
+				break;
+			case DEADLOCK:
+				log_first = true;
+				if (es_log_was_refused())
+					s->type->locks_log = true;
+				break;
+		}
 	}
 }
 

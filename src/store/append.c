@@ -177,6 +177,12 @@ es_deciding_end(const char *previous)
 	deciding = previous;
 }
 
+bool
+es_deciding(void)
+{
+	return deciding != NULL;
+}
+
 /*
  * Refuse what cannot be on a standby, in a read-only transaction, or in a
  * parallel worker.

@@ -57,5 +57,6 @@ extern int64 es_stream_append(EsStream *stream, EsEvent *events, int nevents);
  */
 extern const char *es_deciding_begin(const char *what);
 extern void es_deciding_end(const char *previous);
+extern bool es_deciding(void);
 
 #endif							/* ES_STORE_APPEND_H */

@@ -17,10 +17,10 @@ PG_FUNCTION_INFO_V1(es_append);
 PG_FUNCTION_INFO_V1(es_append_batch);
 
 /*
- * Return a row of bigints, which is what the functions here return.
+ * Return a row of bigints, which is what functions that append return.
  */
-static Datum
-bigint_row(FunctionCallInfo fcinfo, int n, const int64 *columns)
+Datum
+es_bigint_row(FunctionCallInfo fcinfo, int n, const int64 *columns)
 {
 	TupleDesc	desc;
 	Datum		values[3];
@@ -78,7 +78,7 @@ es_append(PG_FUNCTION_ARGS)
 	es_stream_expect(&stream, es_expected_version(fcinfo, 3));
 	result[0] = es_stream_append(&stream, &event, 1);
 	result[1] = stream.version;
-	return bigint_row(fcinfo, 2, result);
+	return es_bigint_row(fcinfo, 2, result);
 }
 
 /*
@@ -123,10 +123,11 @@ tags_from_json(int i, JsonbValue *value)
 }
 
 /*
- * Take one key of an event object over into the event.
+ * Take one key of an event object over into the event; the key "stream" where
+ * the caller wants to know of it.
  */
 static void
-take_key(int i, EsEvent *event, JsonbValue *key, JsonbValue *value)
+take_key(int i, EsEvent *event, text **stream, JsonbValue *key, JsonbValue *value)
 {
 	const char *name = key->val.string.val;
 	int			len = key->val.string.len;
@@ -138,6 +139,13 @@ take_key(int i, EsEvent *event, JsonbValue *key, JsonbValue *value)
 			bad_element(i, "\"type\" must be a string.");
 		event->type = cstring_to_text_with_len(value->val.string.val,
 											   value->val.string.len);
+	}
+	else if (stream != NULL && KEY_IS("stream"))
+	{
+		if (value->type != jbvString)
+			bad_element(i, "\"stream\" must be a string.");
+		*stream = cstring_to_text_with_len(value->val.string.val,
+										   value->val.string.len);
 	}
 	else if (KEY_IS("payload"))
 		event->payload = JsonbValueToJsonb(value);
@@ -154,7 +162,7 @@ take_key(int i, EsEvent *event, JsonbValue *key, JsonbValue *value)
  * Make element number "i" (from 1 on) of a list into an event.
  */
 static void
-event_from_json(int i, JsonbValue *element, EsEvent *event)
+event_from_json(int i, JsonbValue *element, EsEvent *event, text **stream)
 {
 	JsonbIterator *it;
 	JsonbValue	key;
@@ -172,20 +180,23 @@ event_from_json(int i, JsonbValue *element, EsEvent *event)
 		if (token != WJB_KEY)
 			continue;
 		(void) JsonbIteratorNext(&it, &value, true);
-		take_key(i, event, &key, &value);
+		take_key(i, event, stream, &key, &value);
 	}
 	if (event->type == NULL)
 		bad_element(i, "It has no \"type\".");
+	if (stream != NULL && *stream == NULL)
+		bad_element(i, "It has no \"stream\".");
 	if (event->payload == NULL)
 		event->payload = DatumGetJsonbP(DirectFunctionCall1(jsonb_in,
 															CStringGetDatum("{}")));
 }
 
 /*
- * Make a JSON array into events.
+ * Make a JSON array into events, each of which names its stream where the
+ * caller wants to know of these.
  */
 EsEvent *
-es_events_from_json(Jsonb *list, int *nevents)
+es_events_from_json(Jsonb *list, int *nevents, text ***streams)
 {
 	EsEvent    *events;
 	JsonbIterator *it;
@@ -201,12 +212,16 @@ es_events_from_json(Jsonb *list, int *nevents)
 				 errhint("For example [{\"type\": \"ORDER_CREATED\", \"payload\": {}}].")));
 
 	events = palloc_extended(sizeof(EsEvent) * JB_ROOT_COUNT(list), MCXT_ALLOC_HUGE);
+	if (streams)
+		*streams = palloc_extended(sizeof(text *) * JB_ROOT_COUNT(list),
+								   MCXT_ALLOC_HUGE | MCXT_ALLOC_ZERO);
 	it = JsonbIteratorInit(&list->root);
 	while ((token = JsonbIteratorNext(&it, &element, true)) != WJB_DONE)
 	{
 		if (token != WJB_ELEM)
 			continue;
-		event_from_json(n + 1, &element, &events[n]);
+		event_from_json(n + 1, &element, &events[n],
+						streams ? &(*streams)[n] : NULL);
 		n++;
 	}
 	*nevents = n;
@@ -232,12 +247,12 @@ es_append_batch(PG_FUNCTION_ARGS)
 		ereport(ERROR,
 				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
 				 errmsg("the events must not be null")));
-	events = es_events_from_json(PG_GETARG_JSONB_P(1), &nevents);
+	events = es_events_from_json(PG_GETARG_JSONB_P(1), &nevents, NULL);
 
 	es_stream_open(&stream, PG_ARGISNULL(0) ? NULL : PG_GETARG_TEXT_PP(0));
 	es_stream_expect(&stream, es_expected_version(fcinfo, 2));
 	result[0] = es_stream_append(&stream, events, nevents);
 	result[1] = result[0] + nevents - 1;
 	result[2] = stream.version;
-	return bigint_row(fcinfo, 3, result);
+	return es_bigint_row(fcinfo, 3, result);
 }

@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  * functions.h
- *	  Arguments that several SQL functions take.
+ *	  Arguments and results that several SQL functions have.
  *-------------------------------------------------------------------------
  */
 #ifndef ES_STORE_FUNCTIONS_H
@@ -10,6 +10,7 @@
 #include "store/append.h"
 
 extern int64 es_expected_version(FunctionCallInfo fcinfo, int arg);
-extern EsEvent *es_events_from_json(Jsonb *list, int *nevents);
+extern EsEvent *es_events_from_json(Jsonb *list, int *nevents, text ***streams);
+extern Datum es_bigint_row(FunctionCallInfo fcinfo, int n, const int64 *columns);
 
 #endif							/* ES_STORE_FUNCTIONS_H */

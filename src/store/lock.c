@@ -32,11 +32,15 @@
 #include "miscadmin.h"
 #include "storage/lmgr.h"
 #include "storage/lock.h"
+#include "store/append.h"
 #include "store/lock.h"
 
 /* Locks of this transaction; reset when another transaction looks. */
 static int	nheld = 0;
 static LocalTransactionId nheld_of = InvalidLocalTransactionId;
+
+/* Whether a decision was refused the lock on the log; es_log_was_refused(). */
+static bool log_refused = false;
 
 static int
 held(void)
@@ -47,6 +51,45 @@ held(void)
 		nheld = 0;
 	}
 	return nheld;
+}
+
+/*
+ * Lock es.event against all other appenders.
+ *
+ * A decision holds it in a weaker mode already, as may another one that wants
+ * it, too: both would wait for each other.  So a decision that cannot have it
+ * at once gives up, with the error that such waiting ends in; it is made again
+ * with the lock taken first (submit.c).
+ */
+void
+es_lock_log(void)
+{
+	Oid			event = es_catalog()->event;
+
+	if (ConditionalLockRelationOid(event, ShareRowExclusiveLock))
+		return;
+	if (es_deciding())
+	{
+		log_refused = true;
+		ereport(ERROR,
+				(errcode(ERRCODE_T_R_DEADLOCK_DETECTED),
+				 errmsg("could not lock the log for a decision that began without the lock"),
+				 errhint("Retry the transaction.")));
+	}
+	LockRelationOid(event, ShareRowExclusiveLock);
+}
+
+/*
+ * Whether a decision gave up for want of the lock on the log since this was
+ * last asked.
+ */
+bool
+es_log_was_refused(void)
+{
+	bool		refused = log_refused;
+
+	log_refused = false;
+	return refused;
 }
 
 /*
@@ -73,15 +116,6 @@ take(Oid class, uint64 key, LOCKMODE mode, bool wait)
 	if (result == LOCKACQUIRE_OK)
 		nheld++;
 	return result != LOCKACQUIRE_NOT_AVAIL;
-}
-
-/*
- * Lock es.event against all other appenders.
- */
-void
-es_lock_log(void)
-{
-	LockRelationOid(es_catalog()->event, ShareRowExclusiveLock);
 }
 
 /*

@@ -25,6 +25,7 @@ typedef struct EsTagLocks
 } EsTagLocks;
 
 extern void es_lock_log(void);
+extern bool es_log_was_refused(void);
 extern bool es_lock_stream(const text *stream, bool wait);
 extern void es_tag_locks_add(EsTagLocks *list, const text *tag,
 							 const text *type, LOCKMODE mode);
