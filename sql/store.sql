@@ -86,15 +86,15 @@ COMMENT ON TYPE es.new_event IS
 CREATE FUNCTION es.refuse_change() RETURNS trigger
 	AS 'MODULE_PATHNAME', 'es_refuse_change' LANGUAGE C;
 COMMENT ON FUNCTION es.refuse_change() IS
-	'Trigger: refuses UPDATE, DELETE and TRUNCATE unless es.allow_destructive is on.';
+	'Trigger: refuses direct writes to the log unless es.allow_destructive is on; rows of a restore pass.';
 
 -- The statement trigger speaks even where no row matches; logical apply fires
 -- only the row trigger.
-CREATE TRIGGER append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON es.event
+CREATE TRIGGER append_only BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE ON es.event
 	FOR EACH STATEMENT EXECUTE FUNCTION es.refuse_change();
 CREATE TRIGGER append_only_row BEFORE UPDATE OR DELETE ON es.event
 	FOR EACH ROW EXECUTE FUNCTION es.refuse_change();
-CREATE TRIGGER append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON es.tag
+CREATE TRIGGER append_only BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE ON es.tag
 	FOR EACH STATEMENT EXECUTE FUNCTION es.refuse_change();
 CREATE TRIGGER append_only_row BEFORE UPDATE OR DELETE ON es.tag
 	FOR EACH ROW EXECUTE FUNCTION es.refuse_change();

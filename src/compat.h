@@ -52,16 +52,11 @@
 	index_beginscan(heap, index, snapshot, nkeys, 0)
 #endif
 
+/* From 17 on index access methods may have something to put away. */
 #if PG_VERSION_NUM >= 170000
-#define es_index_insert_cleanup(index, info)	index_insert_cleanup((index), (info))
+#define es_index_insert_cleanup(index, info)	index_insert_cleanup(index, info)
 #else
 #define es_index_insert_cleanup(index, info)	((void) 0)
-#endif
-
-#if PG_VERSION_NUM >= 170000
-#define es_lock_held(tag, mode)	LockHeldByMe((tag), (mode), true)
-#else
-#define es_lock_held(tag, mode)	LockHeldByMe((tag), (mode))
 #endif
 
 /* From 17 on a worker may connect as a role without LOGIN. */
@@ -71,6 +66,22 @@
 #else
 #define ES_WORKER_NEEDS_LOGIN	true
 #define ES_WORKER_FLAGS			0
+#endif
+
+#if PG_VERSION_NUM >= 170000
+#define es_json_lexer(json, len) \
+	makeJsonLexContextCstringLen(NULL, json, len, GetDatabaseEncoding(), false)
+#define es_lock_held(tag, mode)	LockHeldByMe(tag, mode, false)
+#else
+#define es_json_lexer(json, len) \
+	makeJsonLexContextCstringLen(json, len, GetDatabaseEncoding(), false)
+#define es_lock_held(tag, mode)	LockHeldByMe(tag, mode)
+#endif
+
+#if PG_VERSION_NUM >= 180000
+#define ES_NORETURN				pg_noreturn
+#else
+#define ES_NORETURN				pg_attribute_noreturn()
 #endif
 
 /* What our processes wait for, as pg_stat_activity shows it. */

@@ -12,6 +12,7 @@
 
 #include "access/xact.h"
 #include "common/jsonapi.h"
+#include "es.h"
 #include "guc.h"
 #include "mb/pg_wchar.h"
 #include "utils/guc.h"
@@ -53,8 +54,7 @@ check_metadata(char **newval, void **extra, GucSource source)
 	p += strspn(p, " \t\r\n");
 	if (*p == '\0')
 		return true;
-	lex = makeJsonLexContextCstringLen(*newval, strlen(*newval),
-									   GetDatabaseEncoding(), false);
+	lex = es_json_lexer(*newval, strlen(*newval));
 	result = pg_parse_json(lex, &nullSemAction);
 	if (result != JSON_SUCCESS || *p != '{')
 	{

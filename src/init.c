@@ -13,6 +13,7 @@
 #include "miscadmin.h"
 #include "projection/registry.h"
 #include "storage/ipc.h"
+#include "store/guard.h"
 #include "store/wakeup.h"
 #include "store/watermark.h"
 #include "worker/database.h"
@@ -54,6 +55,7 @@ _PG_init(void)
 	es_guc_init();
 	es_catalog_init();
 	es_watermark_init();
+	es_guard_init();
 	es_definitions_init();
 	es_projection_registry_init();
 

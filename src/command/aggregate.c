@@ -125,7 +125,7 @@ load(const char *category)
 	if (aggregate)
 	{
 		aggregate->evolve = es_function_of("aggregate", category, evolve);
-		aggregate->identity = identity_of(aggregate->evolve->fn_oid,
+		aggregate->identity = identity_of(aggregate->evolve,
 										  aggregate->initial_state);
 	}
 	return aggregate;

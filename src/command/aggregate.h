@@ -15,7 +15,7 @@
 typedef struct EsAggregate
 {
 	char	   *category;
-	FmgrInfo   *evolve;
+	Oid			evolve;
 	Jsonb	   *initial_state;
 	int			snapshot_every; /* events; 0: never */
 	char	   *search_path;

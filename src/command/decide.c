@@ -92,12 +92,12 @@ rethrow_as_rejection(const EsSubmission *s, MemoryContext context)
 }
 
 static void
-malformed(FmgrInfo *function, int n, const char *problem)
+malformed(Oid function, int n, const char *problem)
 {
 	ereport(ERROR,
 			(errcode(ERRCODE_EXTERNAL_ROUTINE_INVOCATION_EXCEPTION),
 			 errmsg("decider %s returned a malformed event",
-					format_procedure(function->fn_oid)),
+					format_procedure(function)),
 			 errdetail("Event %d %s.", n, problem),
 			 errhint("It must return rows (type, payload, metadata, tags, stream) of type es.new_event; type is a name, payload and metadata are JSON objects, and all but type may be NULL.")));
 }
@@ -123,7 +123,7 @@ merge_metadata(const EsSubmission *s, Jsonb *metadata)
 static void
 take_event(const EsSubmission *s, EsDecision *d, Datum *values, bool *nulls)
 {
-	FmgrInfo   *function = s->type->decide;
+	Oid			function = s->type->decide;
 	int			n = d->nevents + 1;
 	EsEvent    *event;
 
@@ -202,9 +202,8 @@ take_tuplestore(const EsSubmission *s, EsDecision *d, TupleDesc desc,
  * its two modes the function wants.
  */
 static void
-call_decider(const EsSubmission *s, Jsonb *state, EsDecision *d)
+call_decider(const EsSubmission *s, FmgrInfo *function, Jsonb *state, EsDecision *d)
 {
-	FmgrInfo   *function = s->type->decide;
 	TupleDesc	desc = lookup_rowtype_tupdesc_copy(es_rowtype("new_event"), -1);
 	ExprContext *econtext = CreateStandaloneExprContext();
 	ReturnSetInfo rsinfo = {.type = T_ReturnSetInfo};
@@ -241,7 +240,7 @@ call_decider(const EsSubmission *s, Jsonb *state, EsDecision *d)
 		if (rsinfo.isDone == ExprEndResult)
 			break;
 		if (call->isnull)
-			malformed(function, d->nevents + 1, "is NULL");
+			malformed(function->fn_oid, d->nevents + 1, "is NULL");
 		take_row(s, d, desc, row);
 		if (rsinfo.isDone != ExprMultipleResult)
 			break;
@@ -249,42 +248,46 @@ call_decider(const EsSubmission *s, Jsonb *state, EsDecision *d)
 	FreeExprContext(econtext, true);
 }
 
+static void
+call_validator(const EsSubmission *s, FmgrInfo *function, Jsonb *state)
+{
+	PgStat_FunctionCallUsage usage;
+
+	LOCAL_FCINFO(call, 2);
+
+	InitFunctionCallInfoData(*call, function, 2, InvalidOid, NULL, NULL);
+	call->args[0].value = JsonbPGetDatum(state);
+	call->args[0].isnull = false;
+	call->args[1].value = command_row(s);
+	call->args[1].isnull = false;
+	pgstat_init_function_usage(call, &usage);
+	(void) FunctionCallInvoke(call);
+	pgstat_end_function_usage(&usage, true);
+}
+
 /*
- * Call a function of a command, by way of call(), as the design of this file
- * has it.
+ * Call the decider, where there is a decision to fill, or the validator.
  */
 static void
-call_user_function(const EsSubmission *s, FmgrInfo *function, const char *role,
+call_user_function(const EsSubmission *s, Oid oid, const char *role,
 				   Jsonb *state, EsDecision *decision)
 {
 	MemoryContext context = CurrentMemoryContext;
+	FmgrInfo	function;
 	const char *deciding;
 	int			level;
 
-	if (!es_may_execute(function->fn_oid))
-		aclcheck_error(ACLCHECK_NO_PRIV, OBJECT_FUNCTION,
-					   get_func_name(function->fn_oid));
+	if (!es_may_execute(oid))
+		aclcheck_error(ACLCHECK_NO_PRIV, OBJECT_FUNCTION, get_func_name(oid));
+	fmgr_info(oid, &function);
 	deciding = es_deciding_begin(psprintf("the %s of command \"%s\"", role, s->type->name));
 	level = es_search_path_enter(s->type->search_path);
 	PG_TRY();
 	{
 		if (decision)
-			call_decider(s, state, decision);
+			call_decider(s, &function, state, decision);
 		else
-		{
-			PgStat_FunctionCallUsage usage;
-
-			LOCAL_FCINFO(call, 2);
-
-			InitFunctionCallInfoData(*call, function, 2, InvalidOid, NULL, NULL);
-			call->args[0].value = JsonbPGetDatum(state);
-			call->args[0].isnull = false;
-			call->args[1].value = command_row(s);
-			call->args[1].isnull = false;
-			pgstat_init_function_usage(call, &usage);
-			(void) FunctionCallInvoke(call);
-			pgstat_end_function_usage(&usage, true);
-		}
+			call_validator(s, &function, state);
 	}
 	PG_CATCH();
 	{

@@ -13,6 +13,7 @@
 #include "access/table.h"
 #include "access/tableam.h"
 #include "catalog.h"
+#include "catalog/pg_type.h"
 #include "command/dedup.h"
 #include "common/hashfn.h"
 #include "es.h"
@@ -40,7 +41,9 @@ enum
 	LOG_COLUMNS
 };
 
-static EsTable log_table;
+static EsTable log_table = ES_TABLE(LOG_COLUMNS,
+									UUIDOID, INT8OID, INT8OID, TIMESTAMPTZOID,
+									INT8OID, INT4OID, TEXTOID, TEXTOID);
 
 static void
 lock_id(Oid log, pg_uuid_t *id)

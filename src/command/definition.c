@@ -8,6 +8,10 @@
  * stale one is built anew at its next use and the old one, which a caller up
  * the stack may hold, lives on to the end of the transaction.
  *
+ * A function gets an FmgrInfo of its own for each command or fold.  A language
+ * handler keeps the state of the execution there, SQL's does, so one that an
+ * error left in the middle of it must not be used again.
+ *
  * The functions are called with the search_path that was in force when they
  * were registered: the caller of es_submit() must not be able to put tables
  * and functions of its own under a rule that was made for it.
@@ -141,13 +145,11 @@ es_definition(EsDefinitions *definitions, const char *name)
 }
 
 /*
- * The function that a definition names by its text, ready to be called; in the
- * current memory context.
+ * The function that a definition names by its text.
  */
-FmgrInfo *
+Oid
 es_function_of(const char *kind, const char *name, const char *signature)
 {
-	FmgrInfo   *function = palloc0(sizeof(FmgrInfo));
 	LOCAL_FCINFO(call, 1);
 	Datum		oid;
 
@@ -161,8 +163,7 @@ es_function_of(const char *kind, const char *name, const char *signature)
 				 errmsg("function %s does not exist", signature),
 				 errdetail("%c%s \"%s\" uses it.", pg_toupper(kind[0]), kind + 1, name),
 				 errhint("Restore the function, or drop the %s and create it again.", kind)));
-	fmgr_info_cxt(DatumGetObjectId(oid), function, CurrentMemoryContext);
-	return function;
+	return DatumGetObjectId(oid);
 }
 
 /*

@@ -24,8 +24,8 @@ extern void es_definitions_init(void);
 extern uint64 es_definitions_generation(void);
 extern void *es_definition(EsDefinitions *definitions, const char *name);
 
-extern FmgrInfo *es_function_of(const char *kind, const char *name,
-								const char *signature);
+extern Oid	es_function_of(const char *kind, const char *name,
+						   const char *signature);
 extern void es_check_category(const text *category);
 extern void es_check_function(const char *role, Oid function, Oid argument,
 							  Oid rettype, bool set);

@@ -22,6 +22,22 @@
 #include "utils/typcache.h"
 
 /*
+ * Whether an SQLSTATE is of a class that an application has made up.  Classes
+ * that begin with 0 to 4 or A to H are the standard's; of the others PostgreSQL
+ * uses 53 to 58, 72, P0 and XX.
+ */
+static bool
+is_of_application(int sqlerrcode)
+{
+	const char *state = unpack_sql_state(sqlerrcode);
+
+	return ((state[0] >= '6' && state[0] <= '9') ||
+			(state[0] >= 'I' && state[0] <= 'Z')) &&
+		strncmp(state, "72", 2) != 0 &&
+		strncmp(state, "P0", 2) != 0 && strncmp(state, "XX", 2) != 0;
+}
+
+/*
  * Whether an error means that a command is not acceptable, as opposed to a
  * failure of the server or a reason to retry: what functions raise, bad data
  * and violated constraints.
@@ -38,7 +54,7 @@ es_is_rejection(int sqlerrcode)
 		case ERRCODE_INTEGRITY_CONSTRAINT_VIOLATION:
 			return true;
 		default:
-			return false;
+			return is_of_application(sqlerrcode);
 	}
 }
 

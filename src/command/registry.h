@@ -26,8 +26,8 @@ typedef struct EsCommandType
 	text	   *event_type;		/* NULL where there is a decider */
 	EsCreates	creates;
 	EsPayloadType *payload_type;	/* or NULL */
-	FmgrInfo   *validate;		/* or NULL */
-	FmgrInfo   *decide;			/* or NULL */
+	Oid			validate;		/* or InvalidOid */
+	Oid			decide;			/* or InvalidOid */
 	char	   *search_path;	/* that both are called with */
 	bool		locks_log;		/* its decider was seen to */
 } EsCommandType;

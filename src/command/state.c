@@ -35,6 +35,7 @@
 #include "access/table.h"
 #include "access/tableam.h"
 #include "catalog.h"
+#include "catalog/pg_type.h"
 #include "command/definition.h"
 #include "command/state.h"
 #include "common/hashfn.h"
@@ -73,7 +74,8 @@ enum
 	SNAPSHOT_COLUMNS
 };
 
-static EsTable snapshot_table;
+static EsTable snapshot_table = ES_TABLE(SNAPSHOT_COLUMNS, INT8OID, INT8OID, INT8OID,
+										 TIMESTAMPTZOID, TEXTOID, JSONBOID);
 
 /* A fold forgets what evolve left behind after so many bytes. */
 #define GARBAGE_LIMIT	(256 * 1024)
@@ -107,6 +109,7 @@ typedef struct Fold
 	EsState    *s;
 	text	   *stream;
 	Snapshot	snapshot;
+	FmgrInfo	evolve;
 	MemoryContext contexts[2];
 	int			current;
 	TupleTableSlot *slot;
@@ -129,7 +132,7 @@ evolve_context(void *arg)
 	Fold	   *f = (Fold *) arg;
 
 	errcontext("evolve function %s at version " INT64_FORMAT " of stream \"%s\"",
-			   format_procedure(f->s->aggregate->evolve->fn_oid),
+			   format_procedure(f->evolve.fn_oid),
 			   f->s->version + 1, text_to_cstring(f->stream));
 }
 
@@ -155,14 +158,13 @@ static void
 evolve(Fold *f)
 {
 	EsState    *s = f->s;
-	FmgrInfo   *function = s->aggregate->evolve;
 	MemoryContext old = MemoryContextSwitchTo(f->contexts[f->current]);
 	PgStat_FunctionCallUsage usage;
 	Datum		result;
 
 	LOCAL_FCINFO(call, 2);
 
-	InitFunctionCallInfoData(*call, function, 2, InvalidOid, NULL, NULL);
+	InitFunctionCallInfoData(*call, &f->evolve, 2, InvalidOid, NULL, NULL);
 	call->args[0].value = JsonbPGetDatum(s->state);
 	call->args[0].isnull = false;
 	call->args[1].value = ExecFetchSlotHeapTupleDatum(f->slot);
@@ -174,7 +176,7 @@ evolve(Fold *f)
 		ereport(ERROR,
 				(errcode(ERRCODE_E_R_I_E_NULL_VALUE_NOT_ALLOWED),
 				 errmsg("evolve function %s returned NULL for the event at position " INT64_FORMAT,
-						format_procedure(function->fn_oid),
+						format_procedure(f->evolve.fn_oid),
 						column_int64(f->slot, EVENT_POSITION)),
 				 errdetail("It is version " INT64_FORMAT " of stream \"%s\".",
 						   column_int64(f->slot, EVENT_VERSION), text_to_cstring(f->stream)),
@@ -184,7 +186,8 @@ evolve(Fold *f)
 	s->version = column_int64(f->slot, EVENT_VERSION);
 	s->position = column_int64(f->slot, EVENT_POSITION);
 	s->folded++;
-	if (MemoryContextMemAllocated(f->contexts[f->current], true) > GARBAGE_LIMIT + VARSIZE(s->state))
+	if (MemoryContextMemAllocated(f->contexts[f->current], true) >
+		GARBAGE_LIMIT + VARSIZE(s->state))
 		drop_garbage(f);
 }
 
@@ -383,9 +386,9 @@ run_fold(EsState *s, text *stream, int64 to, Snapshot snapshot,
 	bool		outer = evolving;
 	int			level;
 
-	if (!es_may_execute(a->evolve->fn_oid))
-		aclcheck_error(ACLCHECK_NO_PRIV, OBJECT_FUNCTION,
-					   get_func_name(a->evolve->fn_oid));
+	if (!es_may_execute(a->evolve))
+		aclcheck_error(ACLCHECK_NO_PRIV, OBJECT_FUNCTION, get_func_name(a->evolve));
+	fmgr_info(a->evolve, &f.evolve);
 	for (int i = 0; i < 2; i++)
 		f.contexts[i] = AllocSetContextCreate(context, "es fold",
 											  ALLOCSET_DEFAULT_SIZES);
@@ -393,8 +396,10 @@ run_fold(EsState *s, text *stream, int64 to, Snapshot snapshot,
 	callback.arg = &f;
 	callback.previous = error_context_stack;
 	error_context_stack = &callback;
-	evolving = true;
 	level = es_search_path_enter(a->search_path);
+	deciding = es_deciding_begin(psprintf("the evolve function of category \"%s\"",
+										  a->category));
+	evolving = true;
 	PG_TRY();
 	{
 		if (go_on)

@@ -135,7 +135,7 @@ decide_plainly(EsSubmission *s, text *name, EsState *state, EsDecision *d)
 {
 	es_stream_open(&s->stream, name);
 	check_stream(s);
-	if (s->type->validate)
+	if (OidIsValid(s->type->validate))
 		es_validate(s, state_of(s, state));
 	d->nevents = 1;
 	d->events = palloc0(sizeof(EsEvent));
@@ -191,13 +191,11 @@ attempt(EsSubmission *s, text *name, EsStreams *open, EsState *state,
 {
 	Jsonb	   *decided_on;
 
-	if (s->type->locks_log)
-		es_lock_log();
 	es_streams_open(open);
 	s->stream = *es_streams_find(open, name);
 	check_stream(s);
 	decided_on = state_of(s, state);
-	if (s->type->validate)
+	if (OidIsValid(s->type->validate))
 		es_validate(s, decided_on);
 	es_decide(s, decided_on, d);
 	return open_others(s, open, d, wait) ? DECIDED : MORE_STREAMS;
@@ -309,7 +307,7 @@ submit(EsSubmission *s, EsOutcome *outcome)
 	if (s->type->payload_type)
 		es_check_payload(s->type->name, s->type->payload_type, s->payload);
 
-	if (s->type->decide)
+	if (OidIsValid(s->type->decide))
 		decide(s, name, &state, &d);
 	else
 		decide_plainly(s, name, &state, &d);

@@ -6,6 +6,7 @@
 #ifndef ES_PROJECTION_APPLY_H
 #define ES_PROJECTION_APPLY_H
 
+#include "es.h"
 #include "projection/registry.h"
 
 typedef enum EsApplied
@@ -20,6 +21,6 @@ extern void es_projection_forget_plan(EsProjection *p);
 extern void es_projection_applied(EsProjection *p);
 extern void es_projection_failed(EsProjection *p, ErrorData *error);
 extern TimestampTz es_retry_time(TimestampTz failed_at, int retries);
-extern void es_projection_missing(const char *name) pg_attribute_noreturn();
+ES_NORETURN extern void es_projection_missing(const char *name);
 
 #endif							/* ES_PROJECTION_APPLY_H */

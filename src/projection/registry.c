@@ -3,8 +3,9 @@
  *	  Defining projections: es_create_projection(), es_drop_projection(),
  *	  es_pause() and es_resume().
  *
- * Every change sends a relcache invalidation of es.projection, by which the
- * workers learn of it, and wakes them at commit.
+ * Every change is counted at commit, by which the workers learn of it, and
+ * wakes them.  The relcache invalidation of es.projection tells the session
+ * that makes the change, and everybody where the table itself is replaced.
  *-------------------------------------------------------------------------
  */
 #include "postgres.h"
@@ -79,7 +80,7 @@ static EsStatement select_owners = ES_SQL(
 	"SELECT DISTINCT p.owner::oid FROM es.projection p JOIN pg_roles r ON r.oid = p.owner "
 	"WHERE NOT p.paused", 0, InvalidOid);
 
-/* Counts the changes of es.projection that this session has heard of. */
+/* Counts the invalidations of es.projection that this session has heard of. */
 static uint64 generation = 1;
 
 static void
@@ -98,13 +99,13 @@ es_projection_registry_init(void)
 }
 
 /*
- * Changes whenever the definitions may have.  Up to date once a transaction
- * has begun.
+ * Rises whenever the definitions may have changed.  Up to date once a
+ * transaction has begun; take it before the snapshot that reads them.
  */
 uint64
 es_projections_generation(void)
 {
-	return generation;
+	return generation + es_changes();
 }
 
 static void

@@ -56,8 +56,10 @@ enum
 /* Rows that one call of the access method gets at most. */
 #define CHUNK	256
 
-static EsTable event_table;
-static EsTable tag_table;
+static EsTable event_table = ES_TABLE(EVENT_COLUMNS,
+									  INT8OID, INT8OID, TIMESTAMPTZOID, TEXTOID,
+									  TEXTOID, TEXTOID, JSONBOID, JSONBOID);
+static EsTable tag_table = ES_TABLE(2, TEXTOID, INT8OID);
 
 /* What a user's function is just called for, or NULL; see es_deciding_begin(). */
 static const char *deciding = NULL;
@@ -457,8 +459,7 @@ append_rows(EsStream *stream, const EsEvent *events, int nevents,
 
 	es_writer_open(&writer, &event_table, es_catalog()->event);
 	for (int i = 0; i < nslots; i++)
-		slots[i] = MakeSingleTupleTableSlot(RelationGetDescr(writer.rel),
-											&TTSOpsVirtual);
+		slots[i] = es_slot_for_writing(&writer);
 	for (int done = 0; done < nevents; done += nslots)
 	{
 		int			n = Min(nslots, nevents - done);

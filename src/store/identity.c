@@ -112,6 +112,19 @@ es_identity_active(void)
 }
 
 /*
+ * Whether the log has been in use in this very database.
+ */
+bool
+es_identity_is_mine(void)
+{
+	int64		mine;
+	int64		others;
+
+	count(&mine, &others);
+	return mine > 0;
+}
+
+/*
  * es_activate(): make the log that of this database.
  */
 Datum

@@ -96,8 +96,12 @@ static EsStatement write_settled = ES_SQL(
 static EsDatabase *my_database = NULL;
 static Slot *my_slot = NULL;
 
-/* Whether the end of this transaction is news to the workers. */
+/*
+ * Whether the end of this transaction is news to the workers, and whether what
+ * they go by has changed with it.
+ */
 static bool wake = false;
+static bool changed = false;
 
 static Size
 shmem_size(void)
@@ -138,6 +142,7 @@ es_watermark_shmem_init(void)
 		pg_atomic_init_u32(&d->wanted, 0);
 		pg_atomic_init_u32(&d->served, 0);
 		pg_atomic_init_u32(&d->waiters, 0);
+		pg_atomic_init_u64(&d->changes, 0);
 		ConditionVariableInit(&d->progress);
 	}
 	shared->nslots = MaxBackends;
@@ -516,14 +521,26 @@ es_first_own_position(void)
 }
 
 /*
- * Let the workers look for news when this transaction ends: what they go by
- * has changed.
+ * Let the workers look when this transaction ends: what they go by, such as
+ * the definitions of projections, has changed.
  */
 void
 es_wake_at_commit(void)
 {
 	(void) es_database();
 	wake = true;
+	changed = true;
+}
+
+/*
+ * How often what the workers go by has changed.  Invalidations cannot tell
+ * them: these are sent after the callback that wakes, so that who is quick
+ * would find none and sleep on.
+ */
+uint64
+es_changes(void)
+{
+	return pg_atomic_read_u64(&es_database()->changes);
 }
 
 /*
@@ -538,6 +555,9 @@ end_transaction(void)
 		return;
 	wake = false;
 	pg_atomic_write_u64(&my_slot->s.first, 0);
+	if (changed)
+		pg_atomic_fetch_add_u64(&my_database->changes, 1);
+	changed = false;
 	es_wake_database(MyDatabaseId, false);
 	if (!pg_atomic_read_u32(&my_database->served) &&
 		pg_atomic_exchange_u32(&my_database->wanted, 1) == 0)
@@ -554,11 +574,13 @@ xact_callback(XactEvent event, void *arg)
 			end_transaction();
 			break;
 		case XACT_EVENT_PRE_PREPARE:
-			/* COMMIT PREPARED runs no callback that could free the slot. */
-			if (es_first_own_position() != 0)
+			/* COMMIT PREPARED runs no callback that could free and wake. */
+			if (wake)
 				ereport(ERROR,
 						(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-						 errmsg("cannot PREPARE a transaction that has appended events"),
+						 changed
+						 ? errmsg("cannot PREPARE a transaction that has changed what the workers of es go by")
+						 : errmsg("cannot PREPARE a transaction that has appended events"),
 						 errhint("Use COMMIT.")));
 			break;
 		default:

@@ -25,6 +25,7 @@ typedef struct EsDatabase
 	pg_atomic_uint32 wanted;	/* a scheduler should run here */
 	pg_atomic_uint32 served;	/* a scheduler runs here */
 	pg_atomic_uint32 waiters;	/* sessions in es_wait() */
+	pg_atomic_uint64 changes;	/* of what the workers go by */
 	ConditionVariable progress; /* told when a projection has applied */
 } EsDatabase;
 
@@ -45,5 +46,6 @@ extern int64 es_settled_peek(void);
 extern void es_settled_record(int64 position);
 extern int64 es_first_own_position(void);
 extern void es_wake_at_commit(void);
+extern uint64 es_changes(void);
 
 #endif							/* ES_STORE_WATERMARK_H */

@@ -163,17 +163,25 @@ release_entry(int entry)
 }
 
 /*
- * At exit: the entry becomes free, and nobody wakes us any more.
+ * At exit: the entry becomes free, nobody wakes us any more, and who has to
+ * replace us looks.  The server tells only the very process that started us,
+ * which may have been replaced itself.
  */
 static void
 leave(int code, Datum arg)
 {
+	Worker		w = shared->worker[me];
+
 	es_sleeper_set(me, InvalidOid);
-	if (shared->worker[me].kind == ES_LAUNCHER)
+	if (w.kind == ES_LAUNCHER)
 		es_launcher_set(false);
-	if (shared->worker[me].kind == ES_SCHEDULER)
+	if (w.kind == ES_SCHEDULER)
 		es_serve_database(false);
 	release_entry(me);
+	if (w.kind == ES_SCHEDULER)
+		es_wake_launcher();
+	if (w.kind == ES_PROJECTOR)
+		es_wake_database(w.database, true);
 }
 
 /*
@@ -184,15 +192,20 @@ static void
 attach(int entry, uint32 generation)
 {
 	Worker	   *w = &shared->worker[entry];
+	bool		mine;
 	bool		wanted;
 
 	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
-	wanted = w->generation == generation && !w->stop;
+	mine = w->generation == generation;
+	wanted = mine && !w->stop;
 	if (wanted)
 		w->pid = MyProcPid;
 	LWLockRelease(shared->lock);
-	if (!wanted)
-		proc_exit(0);
+	if (wanted)
+		return;
+	if (mine)
+		release_entry(entry);
+	proc_exit(0);
 }
 
 /*
@@ -277,6 +290,8 @@ es_worker_sleep(long timeout_ms)
 	(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
 					 timeout_ms, wait_event);
 	ResetLatch(MyLatch);
+	/* Between two statements there is nothing that could be cancelled. */
+	QueryCancelPending = false;
 	CHECK_FOR_INTERRUPTS();
 	if (ConfigReloadPending)
 	{
@@ -437,9 +452,15 @@ ask_to_stop(Oid database, bool terminate)
 
 		if (w->kind == ES_FREE || w->kind == ES_LAUNCHER || w->database != database)
 			continue;
+		if (terminate && w->pid == 0)
+		{
+			/* It may never come up, and will not be let in if it does. */
+			free_entry(w);
+			continue;
+		}
 		w->stop = true;
 		n++;
-		if (terminate && w->pid != 0)
+		if (terminate)
 			kill(w->pid, SIGTERM);
 	}
 	LWLockRelease(shared->lock);
