@@ -49,24 +49,8 @@ COMMENT ON TABLE es.snapshot IS
 COMMENT ON COLUMN es.snapshot.identity IS
 	'Hash of the evolve function and the initial state: a snapshot made with others is not used.';
 
-CREATE TABLE es.command_log (
-	command_id		uuid NOT NULL,
-	"position"		bigint,
-	version			bigint NOT NULL,
-	submitted_at	timestamptz NOT NULL,
-	fingerprint		bigint NOT NULL,
-	events			integer NOT NULL,
-	command			text COLLATE pg_catalog."C" NOT NULL,
-	stream			text COLLATE pg_catalog."C" NOT NULL,
-	CONSTRAINT command_log_pkey PRIMARY KEY (command_id)
-);
-COMMENT ON TABLE es.command_log IS
-	'Results of commands that came with a command_id, so that a retry gets the first result.';
-COMMENT ON COLUMN es.command_log.fingerprint IS 'Hash of the payload: the same id with another payload is an error.';
-
 SELECT pg_catalog.pg_extension_config_dump('es.command_type', '');
 SELECT pg_catalog.pg_extension_config_dump('es.aggregate', '');
-SELECT pg_catalog.pg_extension_config_dump('es.command_log', '');
 
 -- What validators and deciders are given.
 CREATE TYPE es.command AS (

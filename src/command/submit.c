@@ -27,7 +27,6 @@
 #include "access/xact.h"
 #include "command/aggregate.h"
 #include "command/decide.h"
-#include "command/dedup.h"
 #include "command/payload.h"
 #include "command/registry.h"
 #include "command/state.h"
@@ -36,6 +35,7 @@
 #include "funcapi.h"
 #include "miscadmin.h"
 #include "store/append.h"
+#include "store/dedup.h"
 #include "store/functions.h"
 #include "store/lock.h"
 #include "store/streams.h"
@@ -300,9 +300,10 @@ submit(EsSubmission *s, EsOutcome *outcome)
 	text	   *name = stream_name(s->type, s->id);
 	EsState		state = {0};
 	EsDecision	d = {0};
+	EsRequest	request = {s->command_id, s->type->name, name,
+	s->command_id ? es_fingerprint(s->payload, 0) : 0};
 
-	if (s->command_id &&
-		es_dedup_find(s->command_id, s->type->name, name, s->payload, outcome))
+	if (es_dedup_find(&request, outcome))
 		return;
 	if (s->type->payload_type)
 		es_check_payload(s->type->name, s->type->payload_type, s->payload);
@@ -320,8 +321,7 @@ submit(EsSubmission *s, EsOutcome *outcome)
 	outcome->version = s->stream.version;
 	outcome->events = d.nevents;
 	outcome->duplicate = false;
-	if (s->command_id)
-		es_dedup_record(s->command_id, s->type->name, s->payload, outcome);
+	es_dedup_record(&request, outcome);
 }
 
 /*

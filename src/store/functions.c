@@ -10,6 +10,7 @@
 #include "fmgr.h"
 #include "funcapi.h"
 #include "store/append.h"
+#include "store/dedup.h"
 #include "store/functions.h"
 #include "utils/builtins.h"
 
@@ -54,18 +55,67 @@ es_expected_version(FunctionCallInfo fcinfo, int arg)
 }
 
 /*
- * es_append(stream, type, payload, expected_version, metadata, tags)
+ * The id that an append comes with, or NULL.
+ */
+pg_uuid_t *
+es_command_id_argument(FunctionCallInfo fcinfo, int arg)
+{
+	return PG_ARGISNULL(arg) ? NULL : PG_GETARG_UUID_P(arg);
+}
+
+/*
+ * Append events to one stream for a request, unless it was there before.
+ */
+static void
+append_once(EsRequest *request, EsEvent *events, int nevents,
+			int64 expected_version, EsOutcome *outcome)
+{
+	EsStream	stream;
+
+	es_check_can_append("es_append()");
+	es_check_name("stream name", request->stream);
+	if (es_dedup_find(request, outcome))
+		return;
+	es_stream_open(&stream, request->stream);
+	es_stream_expect(&stream, expected_version);
+	outcome->position = es_stream_append(&stream, events, nevents) + nevents - 1;
+	outcome->version = stream.version;
+	outcome->events = nevents;
+	es_dedup_record(request, outcome);
+}
+
+/*
+ * What es_append() was asked for, apart from the stream.
+ */
+static int64
+fingerprint_of(const EsEvent *event)
+{
+	int64		fingerprint = 0;
+
+	if (event->type)
+		fingerprint = es_fingerprint_text(event->type, fingerprint);
+	if (event->payload)
+		fingerprint = es_fingerprint(event->payload, fingerprint);
+	return fingerprint;
+}
+
+/*
+ * es_append(stream, type, payload, expected_version, metadata, tags,
+ *			 command_id)
  *
  * Append one event.  Names are 1 to 512 bytes, payload and metadata objects of
- * at most es.max_payload_size bytes.  Returns position and version.  Errors:
- * ES001 where the stream is not at the expected version (message-db's and
- * KurrentDB's optimistic concurrency), 22004, 22023, 42622, 54000 on bad
- * input, 40001 in REPEATABLE READ where the stream moved.
+ * at most es.max_payload_size bytes.  Returns position and version; with a
+ * command_id that was there before, those of then.  Errors: ES001 where the
+ * stream is not at the expected version (message-db's and KurrentDB's
+ * optimistic concurrency), 22004, 22023, 42622, 54000 on bad input, 40001 in
+ * REPEATABLE READ where the stream moved, 23505 where the command_id stood for
+ * something else.
  */
 Datum
 es_append(PG_FUNCTION_ARGS)
 {
-	EsStream	stream;
+	EsRequest	request = {0};
+	EsOutcome	outcome = {0};
 	EsEvent		event = {0};
 	int64		result[2];
 
@@ -74,10 +124,14 @@ es_append(PG_FUNCTION_ARGS)
 	event.metadata = PG_ARGISNULL(4) ? NULL : PG_GETARG_JSONB_P(4);
 	event.tags = PG_ARGISNULL(5) ? NULL : PG_GETARG_ARRAYTYPE_P(5);
 
-	es_stream_open(&stream, PG_ARGISNULL(0) ? NULL : PG_GETARG_TEXT_PP(0));
-	es_stream_expect(&stream, es_expected_version(fcinfo, 3));
-	result[0] = es_stream_append(&stream, &event, 1);
-	result[1] = stream.version;
+	request.id = es_command_id_argument(fcinfo, 6);
+	request.name = "es_append";
+	request.stream = PG_ARGISNULL(0) ? NULL : PG_GETARG_TEXT_PP(0);
+	if (request.id)
+		request.fingerprint = fingerprint_of(&event);
+	append_once(&request, &event, 1, es_expected_version(fcinfo, 3), &outcome);
+	result[0] = outcome.position;
+	result[1] = outcome.version;
 	return es_bigint_row(fcinfo, 2, result);
 }
 
@@ -229,7 +283,7 @@ es_events_from_json(Jsonb *list, int *nevents, text ***streams)
 }
 
 /*
- * es_append_batch(stream, events, expected_version)
+ * es_append_batch(stream, events, expected_version, command_id)
  *
  * Append the events of a JSON array, all or none, at consecutive versions and
  * positions.  Returns the first and the last position and the new version.
@@ -238,7 +292,8 @@ es_events_from_json(Jsonb *list, int *nevents, text ***streams)
 Datum
 es_append_batch(PG_FUNCTION_ARGS)
 {
-	EsStream	stream;
+	EsRequest	request = {0};
+	EsOutcome	outcome = {0};
 	EsEvent    *events;
 	int			nevents;
 	int64		result[3];
@@ -249,10 +304,14 @@ es_append_batch(PG_FUNCTION_ARGS)
 				 errmsg("the events must not be null")));
 	events = es_events_from_json(PG_GETARG_JSONB_P(1), &nevents, NULL);
 
-	es_stream_open(&stream, PG_ARGISNULL(0) ? NULL : PG_GETARG_TEXT_PP(0));
-	es_stream_expect(&stream, es_expected_version(fcinfo, 2));
-	result[0] = es_stream_append(&stream, events, nevents);
-	result[1] = result[0] + nevents - 1;
-	result[2] = stream.version;
+	request.id = es_command_id_argument(fcinfo, 3);
+	request.name = "es_append_batch";
+	request.stream = PG_ARGISNULL(0) ? NULL : PG_GETARG_TEXT_PP(0);
+	if (request.id)
+		request.fingerprint = es_fingerprint(PG_GETARG_JSONB_P(1), 0);
+	append_once(&request, events, nevents, es_expected_version(fcinfo, 2), &outcome);
+	result[0] = outcome.position - outcome.events + 1;
+	result[1] = outcome.position;
+	result[2] = outcome.version;
 	return es_bigint_row(fcinfo, 3, result);
 }

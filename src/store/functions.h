@@ -8,8 +8,10 @@
 
 #include "fmgr.h"
 #include "store/append.h"
+#include "utils/uuid.h"
 
 extern int64 es_expected_version(FunctionCallInfo fcinfo, int arg);
+extern pg_uuid_t *es_command_id_argument(FunctionCallInfo fcinfo, int arg);
 extern EsEvent *es_events_from_json(Jsonb *list, int *nevents, text ***streams);
 extern Datum es_bigint_row(FunctionCallInfo fcinfo, int n, const int64 *columns);
 

@@ -20,6 +20,7 @@
 #include "miscadmin.h"
 #include "store/append.h"
 #include "store/condition.h"
+#include "store/dedup.h"
 #include "store/functions.h"
 #include "store/query.h"
 #include "store/read.h"
@@ -308,24 +309,47 @@ lock(EsEvent *events, int nevents, EsStreams *streams, const EsQuery *query)
 }
 
 /*
- * es_append_if(events, fail_if_match, after)
+ * Append the events under the condition.
+ */
+static void
+append_if(EsEvent *events, int nevents, text **names, const EsQuery *query,
+		  int64 after, EsOutcome *outcome)
+{
+	EsStreams	streams;
+
+	es_events_check(events, nevents);
+	es_streams_of(&streams, names, nevents);
+	lock(events, nevents, &streams, query);
+	if (query)
+		es_condition_check(query, after);
+	for (int i = 0; i < nevents; i++)
+		events[i].stream = es_streams_find(&streams, names[i]);
+	outcome->position = es_stream_append(events[0].stream, events, nevents) + nevents - 1;
+	outcome->version = events[0].stream->version;
+	outcome->events = nevents;
+}
+
+/*
+ * es_append_if(events, fail_if_match, after, command_id)
  *
  * Append events, each to the stream that it names, all or none, unless an
  * event that matches the query fail_if_match (NULL: none) stands behind the
  * position "after" (NULL: 0): ES004, with the event in the detail.  Waits for
  * whoever appends an event that matches.  Returns the first and the last of
- * the consecutive positions and the number of events.  Other errors: those of
- * es_append_batch(), and 22023 where the query is none.  The specification is
- * the Dynamic Consistency Boundary's, dcb.events.
+ * the consecutive positions and the number of events; with a command_id that
+ * was there before, those of then, whatever matches by now.  Other errors:
+ * those of es_append_batch(), and 22023 where the query is none.  The
+ * specification is the Dynamic Consistency Boundary's, dcb.events.
  */
 Datum
 es_append_if(PG_FUNCTION_ARGS)
 {
+	EsRequest	request = {0};
+	EsOutcome	outcome = {0};
 	EsEvent    *events;
 	int			nevents;
 	text	  **names;
-	EsStreams	streams;
-	EsQuery    *query = NULL;
+	EsQuery    *query = PG_ARGISNULL(1) ? NULL : query_argument(fcinfo, 1);
 	int64		after = after_argument(fcinfo, 2);
 	int64		result[3];
 
@@ -335,18 +359,19 @@ es_append_if(PG_FUNCTION_ARGS)
 				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
 				 errmsg("the events must not be null")));
 	events = es_events_from_json(PG_GETARG_JSONB_P(0), &nevents, &names);
-	es_events_check(events, nevents);
-	if (!PG_ARGISNULL(1))
-		query = es_query_from_json(PG_GETARG_JSONB_P(1));
 
-	es_streams_of(&streams, names, nevents);
-	lock(events, nevents, &streams, query);
-	if (query)
-		es_condition_check(query, after);
-	for (int i = 0; i < nevents; i++)
-		events[i].stream = es_streams_find(&streams, names[i]);
-	result[0] = es_stream_append(events[0].stream, events, nevents);
-	result[1] = result[0] + nevents - 1;
-	result[2] = nevents;
+	request.id = es_command_id_argument(fcinfo, 3);
+	request.name = "es_append_if";
+	request.stream = names[0];
+	if (request.id)
+		request.fingerprint = es_fingerprint(PG_GETARG_JSONB_P(0), 0);
+	if (!es_dedup_find(&request, &outcome))
+	{
+		append_if(events, nevents, names, query, after, &outcome);
+		es_dedup_record(&request, &outcome);
+	}
+	result[0] = outcome.position - outcome.events + 1;
+	result[1] = outcome.position;
+	result[2] = outcome.events;
 	return es_bigint_row(fcinfo, 3, result);
 }
