@@ -49,8 +49,21 @@ COMMENT ON TABLE es.snapshot IS
 COMMENT ON COLUMN es.snapshot.identity IS
 	'Hash of the evolve function and the initial state: a snapshot made with others is not used.';
 
+CREATE TABLE es.command_grant (
+	command			text COLLATE pg_catalog."C" NOT NULL,
+	grantee			regrole NOT NULL,
+	CONSTRAINT command_grant_pkey PRIMARY KEY (command, grantee),
+	CONSTRAINT command_grant_command_fkey FOREIGN KEY (command)
+		REFERENCES es.command_type (name) ON DELETE CASCADE
+);
+COMMENT ON TABLE es.command_grant IS
+	'Who may submit a command besides its owner and the writers; kept by es_grant_command().';
+
 SELECT pg_catalog.pg_extension_config_dump('es.command_type', '');
 SELECT pg_catalog.pg_extension_config_dump('es.aggregate', '');
+-- A role that was dropped would be dumped as a number, perhaps that of another.
+SELECT pg_catalog.pg_extension_config_dump('es.command_grant',
+	'WHERE EXISTS (SELECT FROM pg_catalog.pg_roles r WHERE r.oid OPERATOR(pg_catalog.=) grantee)');
 
 -- What validators and deciders are given.
 CREATE TYPE es.command AS (
@@ -138,3 +151,13 @@ CREATE FUNCTION es_submit(
 	AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE;
 COMMENT ON FUNCTION es_submit(text, text, jsonb, uuid, bigint, jsonb) IS
 	'Submit a command to aggregate id; it becomes events or is rejected (ES002). The same command_id again returns the first result.';
+
+CREATE FUNCTION es_grant_command("role" regrole, command text) RETURNS void
+	AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE;
+COMMENT ON FUNCTION es_grant_command(regrole, text) IS
+	'Let a role submit one command; writers may submit all.';
+
+CREATE FUNCTION es_revoke_command("role" regrole, command text) RETURNS void
+	AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE;
+COMMENT ON FUNCTION es_revoke_command(regrole, text) IS
+	'Take back what es_grant_command() gave.';

@@ -105,20 +105,37 @@ CREATE FUNCTION es.refuse_change() RETURNS trigger
 COMMENT ON FUNCTION es.refuse_change() IS
 	'Trigger: refuses direct writes to the log unless es.allow_destructive is on; rows of a restore pass.';
 
--- The statement trigger speaks even where no row matches; logical apply fires
--- only the row trigger.
+-- The statement triggers speak even where no row matches.  Logical apply fires
+-- row triggers only, and for its INSERT one that is not in the way of COPY: an
+-- AFTER trigger, which ordinary sessions do not even look at.
 CREATE TRIGGER append_only BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE ON es.event
 	FOR EACH STATEMENT EXECUTE FUNCTION es.refuse_change();
 CREATE TRIGGER append_only_row BEFORE UPDATE OR DELETE ON es.event
 	FOR EACH ROW EXECUTE FUNCTION es.refuse_change();
+CREATE TRIGGER append_only_apply AFTER INSERT ON es.event
+	FOR EACH ROW EXECUTE FUNCTION es.refuse_change();
+ALTER TABLE es.event ENABLE ALWAYS TRIGGER append_only;
+ALTER TABLE es.event ENABLE ALWAYS TRIGGER append_only_row;
+ALTER TABLE es.event ENABLE REPLICA TRIGGER append_only_apply;
+
 CREATE TRIGGER append_only BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE ON es.tag
 	FOR EACH STATEMENT EXECUTE FUNCTION es.refuse_change();
 CREATE TRIGGER append_only_row BEFORE UPDATE OR DELETE ON es.tag
 	FOR EACH ROW EXECUTE FUNCTION es.refuse_change();
-ALTER TABLE es.event ENABLE ALWAYS TRIGGER append_only;
-ALTER TABLE es.event ENABLE ALWAYS TRIGGER append_only_row;
+CREATE TRIGGER append_only_apply AFTER INSERT ON es.tag
+	FOR EACH ROW EXECUTE FUNCTION es.refuse_change();
 ALTER TABLE es.tag ENABLE ALWAYS TRIGGER append_only;
 ALTER TABLE es.tag ENABLE ALWAYS TRIGGER append_only_row;
+ALTER TABLE es.tag ENABLE REPLICA TRIGGER append_only_apply;
+
+-- Without its identity the log would take rows as from a restore; a new row
+-- can only suspend the workers.
+CREATE TRIGGER append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON es.identity
+	FOR EACH STATEMENT EXECUTE FUNCTION es.refuse_change();
+CREATE TRIGGER append_only_row BEFORE UPDATE OR DELETE ON es.identity
+	FOR EACH ROW EXECUTE FUNCTION es.refuse_change();
+ALTER TABLE es.identity ENABLE ALWAYS TRIGGER append_only;
+ALTER TABLE es.identity ENABLE ALWAYS TRIGGER append_only_row;
 
 --
 -- Appending
@@ -185,6 +202,11 @@ CREATE FUNCTION es_stream(
 COMMENT ON FUNCTION es_stream(text, bigint, integer) IS
 	'The events of one stream in the order of their versions.';
 
+CREATE FUNCTION es.stream_partition(stream text, partitions integer) RETURNS integer
+	AS 'MODULE_PATHNAME', 'es_stream_partition' LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
+COMMENT ON FUNCTION es.stream_partition(text, integer) IS
+	'The partition, from 0 on, that a stream belongs to: hashtextextended(stream, 0), taken as unsigned, modulo partitions.';
+
 --
 -- Conditions across streams
 --
@@ -237,17 +259,19 @@ CREATE FUNCTION es.batch_to() RETURNS bigint
 	AS 'MODULE_PATHNAME', 'es_batch_to' LANGUAGE C STABLE PARALLEL RESTRICTED;
 COMMENT ON FUNCTION es.batch_to() IS 'The batch of this session ends with this position.';
 
-CREATE FUNCTION es.batch_has(stream text, category text, type text) RETURNS boolean
+CREATE FUNCTION es.batch_has("position" bigint, stream text, category text, type text)
+	RETURNS boolean
 	AS 'MODULE_PATHNAME', 'es_batch_has' LANGUAGE C STABLE STRICT PARALLEL RESTRICTED COST 1;
-COMMENT ON FUNCTION es.batch_has(text, text, text) IS
+COMMENT ON FUNCTION es.batch_has(bigint, text, text, text) IS
 	'Whether the filter of the projection being applied lets such an event through.';
 
-CREATE VIEW es_batch AS
+-- With the rights of who asks: row security on es.event holds here too.
+CREATE VIEW es_batch WITH (security_invoker = true) AS
 	SELECT e."position", e.version, e.recorded_at, e.stream, e.category, e.type, e.payload, e.metadata
 	  FROM es.event e
 	 WHERE e."position" OPERATOR(pg_catalog.>) es.batch_after()
 	   AND e."position" OPERATOR(pg_catalog.<=) es.batch_to()
-	   AND es.batch_has(e.stream, e.category, e.type);
+	   AND es.batch_has(e."position", e.stream, e.category, e.type);
 COMMENT ON VIEW es_batch IS
 	'The events to apply now. By hand: SET es.batch = ''100,200'' shows the events behind 100 up to 200.';
 

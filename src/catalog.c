@@ -26,6 +26,7 @@
 #include "utils/inval.h"
 #include "utils/lsyscache.h"
 #include "utils/rel.h"
+#include "utils/snapmgr.h"
 
 /* Valid between two invalidations; changed by lookup() and forget() alone. */
 static EsCatalog cache;
@@ -36,7 +37,8 @@ forget(Datum arg, Oid relid)
 {
 	if (relid == InvalidOid || relid == cache.event ||
 		relid == cache.event_position || relid == cache.command_log ||
-		relid == cache.projection)
+		relid == cache.projection || relid == cache.channel ||
+		relid == cache.change)
 		cache_valid = false;
 }
 
@@ -98,6 +100,8 @@ lookup(void)
 	cache.snapshot_key = get_relname_relid("snapshot_pkey", schema);
 	cache.tag_key = get_relname_relid("tag_pkey", schema);
 	cache.projection = get_relname_relid("projection", schema);
+	cache.channel = get_relname_relid("channel", schema);
+	cache.change = get_relname_relid("change", schema);
 	return OidIsValid(cache.event) && OidIsValid(cache.event_stream) &&
 		OidIsValid(cache.event_category) && OidIsValid(cache.event_position);
 }
@@ -146,7 +150,9 @@ es_catalog(void)
 
 /*
  * Open SPI for our own SQL.  Between this and es_spi_end() nothing that a user
- * wrote may run.
+ * wrote may run.  Should the owner of one of our tables have put something
+ * there all the same, it can at least not be deferred to the commit, where the
+ * scheduler is a superuser.
  */
 void
 es_spi_begin(EsSpi *spi)
@@ -158,7 +164,8 @@ es_spi_begin(EsSpi *spi)
 	if (SPI_connect() != SPI_OK_CONNECT)
 		elog(ERROR, "SPI_connect failed");
 	SetUserIdAndSecContext(catalog->owner,
-						   spi->security | SECURITY_LOCAL_USERID_CHANGE);
+						   spi->security | SECURITY_LOCAL_USERID_CHANGE |
+						   SECURITY_RESTRICTED_OPERATION);
 	(void) set_config_option("search_path", "pg_catalog, pg_temp",
 							 PGC_USERSET, PGC_S_SESSION,
 							 GUC_ACTION_SAVE, true, 0, false);
@@ -222,6 +229,24 @@ es_run(EsStatement *statement, Datum *values, const char *nulls)
 	result = SPI_execute_plan(statement->plan, values, nulls, false, 0);
 	if (result < 0)
 		elog(ERROR, "SPI_execute_plan failed: %s", SPI_result_code_string(result));
+	return SPI_processed;
+}
+
+/*
+ * The same for one that only reads, with a snapshot taken now also where the
+ * transaction has one of its own (REPEATABLE READ and above).
+ */
+uint64
+es_run_latest(EsStatement *statement, Datum *values, const char *nulls)
+{
+	int			result;
+
+	es_prepare(statement);
+	result = SPI_execute_snapshot(statement->plan, values, nulls,
+								  GetLatestSnapshot(), InvalidSnapshot,
+								  true, false, 0);
+	if (result < 0)
+		elog(ERROR, "SPI_execute_snapshot failed: %s", SPI_result_code_string(result));
 	return SPI_processed;
 }
 

@@ -26,6 +26,8 @@ typedef struct EsCatalog
 	Oid			snapshot_key;	/* unique index on (stream, identity, version) */
 	Oid			tag_key;		/* unique index on (tag, position) */
 	Oid			projection;
+	Oid			channel;
+	Oid			change;
 	Oid			owner;			/* of the extension */
 } EsCatalog;
 
@@ -64,6 +66,8 @@ extern void es_prepare(EsStatement *statement);
 extern ParamListInfo es_params(EsStatement *statement, Datum *values,
 							   const char *nulls);
 extern uint64 es_run(EsStatement *statement, Datum *values, const char *nulls);
+extern uint64 es_run_latest(EsStatement *statement, Datum *values,
+							const char *nulls);
 extern void es_spi_begin(EsSpi *spi);
 extern void es_spi_end(EsSpi *spi);
 extern Datum es_spi_value(uint64 row, int column, bool *isnull);

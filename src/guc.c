@@ -16,6 +16,7 @@
 #include "es.h"
 #include "guc.h"
 #include "mb/pg_wchar.h"
+#include "miscadmin.h"
 #include "utils/guc.h"
 
 char	   *es_metadata = NULL;
@@ -27,6 +28,8 @@ int			es_max_databases = 64;
 int			es_notify_interval = 10;
 int			es_batch_interval = 5;
 int			es_batch_size = 10000;
+int			es_max_batch_size = 100000;
+int			es_max_projectors = 4;
 int			es_projector_synchronous_commit = SYNCHRONOUS_COMMIT_OFF;
 bool		es_allow_destructive = false;
 
@@ -78,7 +81,7 @@ assign_metadata(const char *newval, void *extra)
 static bool
 check_batch(char **newval, void **extra, GucSource source)
 {
-	int64	   *range = (int64 *) malloc(2 * sizeof(int64));
+	int64	   *range = (int64 *) es_guc_malloc(2 * sizeof(int64));
 	long long	after = 0;
 	long long	to = 0;
 	int			used = 0;
@@ -89,7 +92,7 @@ check_batch(char **newval, void **extra, GucSource source)
 		(sscanf(*newval, " %lld , %lld %n", &after, &to, &used) != 2 ||
 		 (*newval)[used] != '\0' || after < 0 || to < after))
 	{
-		free(range);
+		es_guc_free(range);
 		GUC_check_errdetail("The value must be two positions, for example '100,200': the events behind 100 up to 200.");
 		return false;
 	}
@@ -144,12 +147,14 @@ define_store_settings(void)
 							&es_command_retention, 7 * SECS_PER_DAY, 0, INT_MAX,
 							PGC_SIGHUP, GUC_UNIT_S,
 							NULL, NULL, NULL);
-	DefineCustomIntVariable("es.max_databases",
-							"Databases of this cluster that can hold an event log.",
-							NULL,
-							&es_max_databases, 64, 1, 10000,
-							PGC_POSTMASTER, 0,
-							NULL, NULL, NULL);
+	/* A later definition would be fatal, and without shared memory idle. */
+	if (process_shared_preload_libraries_in_progress)
+		DefineCustomIntVariable("es.max_databases",
+								"Databases of this cluster that can hold an event log.",
+								NULL,
+								&es_max_databases, 64, 1, 10000,
+								PGC_POSTMASTER, 0,
+								NULL, NULL, NULL);
 	DefineCustomBoolVariable("es.allow_destructive",
 							 "Allow events to be changed or removed.",
 							 "Only for a superuser who knows why.",
@@ -180,6 +185,18 @@ define_worker_settings(void)
 							"Positions in one batch of a projection that sets no batch_size of its own.",
 							NULL,
 							&es_batch_size, 10000, 1, 10000000,
+							PGC_SIGHUP, 0,
+							NULL, NULL, NULL);
+	DefineCustomIntVariable("es.max_batch_size",
+							"Positions in one batch of a projection that is far behind or rebuilt.",
+							"A projection's own batch_size goes before this.",
+							&es_max_batch_size, 100000, 1, 10000000,
+							PGC_SIGHUP, 0,
+							NULL, NULL, NULL);
+	DefineCustomIntVariable("es.max_projectors",
+							"Projector processes of a database.",
+							"Every owner of projections gets one; what is left goes to partitions, backfills and rebuilds.",
+							&es_max_projectors, 4, 1, 1024,
 							PGC_SIGHUP, 0,
 							NULL, NULL, NULL);
 	DefineCustomEnumVariable("es.projector_synchronous_commit",

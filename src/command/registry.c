@@ -107,6 +107,8 @@ load(const char *name)
 		type->validate = es_function_of("command", name, validate);
 	if (decide)
 		type->decide = es_function_of("command", name, decide);
+	if (type)
+		es_submitters_load(&type->submitters, name);
 	return type;
 }
 

@@ -6,6 +6,7 @@
 #ifndef ES_COMMAND_REGISTRY_H
 #define ES_COMMAND_REGISTRY_H
 
+#include "command/grant.h"
 #include "command/payload.h"
 #include "fmgr.h"
 
@@ -30,6 +31,7 @@ typedef struct EsCommandType
 	Oid			decide;			/* or InvalidOid */
 	char	   *search_path;	/* that both are called with */
 	bool		locks_log;		/* its decider was seen to */
+	EsSubmitters submitters;
 } EsCommandType;
 
 extern EsCommandType *es_command_type(const char *name);

@@ -342,10 +342,11 @@ payload_argument(FunctionCallInfo fcinfo, int arg)
  * Submit a command to the aggregate "id" of the command's category.  Returns
  * the stream, its version, the position of the last event, the number of
  * events, and whether this was a repetition of a command_id, whose first
- * result it then is.  Errors: ES003 unknown command; ES002 rejected; ES001 not
- * at the expected version; 23505 the command_id stood for another command; and
- * those of es_append().  Idempotency keys are the field's common practice;
- * here key and effect are one transaction.
+ * result it then is.  Errors: ES003 unknown command; 42501 not the caller's to
+ * submit; ES002 rejected; ES001 not at the expected version; 23505 the
+ * command_id stood for another command; and those of es_append().  Idempotency
+ * keys are the field's common practice; here key and effect are one
+ * transaction.
  */
 Datum
 es_submit(PG_FUNCTION_ARGS)
@@ -359,6 +360,7 @@ es_submit(PG_FUNCTION_ARGS)
 	es_check_can_append("es_submit()");
 	es_check_name("command name", PG_ARGISNULL(0) ? NULL : PG_GETARG_TEXT_PP(0));
 	s.type = es_command_type(text_to_cstring(PG_GETARG_TEXT_PP(0)));
+	es_check_may_submit(&s.type->submitters, s.type->name);
 	es_check_name("aggregate id", PG_ARGISNULL(1) ? NULL : PG_GETARG_TEXT_PP(1));
 	s.id = PG_GETARG_TEXT_PP(1);
 	s.payload = payload_argument(fcinfo, 2);

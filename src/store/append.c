@@ -56,6 +56,8 @@ enum
 /* Rows that one call of the access method gets at most. */
 #define CHUNK	256
 
+EsAfterAppend es_after_append = NULL;
+
 static EsTable event_table = ES_TABLE(EVENT_COLUMNS,
 									  INT8OID, INT8OID, TIMESTAMPTZOID, TEXTOID,
 									  TEXTOID, TEXTOID, JSONBOID, JSONBOID);
@@ -535,5 +537,7 @@ es_stream_append(EsStream *stream, EsEvent *events, int nevents)
 	first = es_take_positions(nevents);
 	append_rows(stream, events, nevents, first);
 	append_tags(events, nevents, first);
+	if (es_after_append)
+		es_after_append(stream, events, nevents, first);
 	return first;
 }

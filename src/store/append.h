@@ -34,6 +34,17 @@ typedef struct EsEvent
 	EsStream   *stream;			/* or NULL: the one it is appended with */
 } EsEvent;
 
+/*
+ * Called after events were written, by the statement that appends them: the
+ * stream of those that name none, all being at their new versions, and the
+ * position of the first.
+ */
+typedef void (*EsAfterAppend) (const EsStream *stream, const EsEvent *events,
+							   int nevents, int64 first);
+
+/* Set once when the library is loaded; the store knows no projections. */
+extern EsAfterAppend es_after_append;
+
 /* No particular version is expected. */
 #define ES_ANY_VERSION	INT64CONST(-1)
 

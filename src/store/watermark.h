@@ -27,6 +27,7 @@ typedef struct EsDatabase
 	pg_atomic_uint32 waiters;	/* sessions in es_wait() */
 	pg_atomic_uint64 changes;	/* of what the workers go by */
 	ConditionVariable progress; /* told when a projection has applied */
+	ConditionVariable news;		/* told when the settled position has moved */
 } EsDatabase;
 
 extern void es_watermark_shmem_request(void);
@@ -35,12 +36,13 @@ extern void es_watermark_init(void);
 
 extern EsDatabase *es_database(void);
 extern int	es_databases_wanted(Oid *databases, int max);
-extern void es_want_database(Oid database, bool wanted);
+extern bool es_want_database(Oid database, bool wanted);
 extern void es_serve_database(bool served);
 extern bool es_database_is_served(Oid database);
 extern void es_forget_database(Oid database);
 
 extern int64 es_take_positions(int64 count);
+extern int64 es_last_position(void);
 extern int64 es_settled_position(void);
 extern int64 es_settled_peek(void);
 extern void es_settled_record(int64 position);

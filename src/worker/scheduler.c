@@ -28,15 +28,21 @@
 
 extern PGDLLEXPORT void es_scheduler_main(Datum arg);
 
+/* An announcement that failed is tried again after this time. */
+#define ANNOUNCE_RETRY_MS	1000
+
 /*
  * What the scheduler knows; changed by this file alone.
  */
 static struct
 {
-	int64		announced;		/* the settled position last announced */
-	TimestampTz announced_at;
+	Oid			log;			/* es.event, as long as it is the same */
+	int64		recorded;		/* the settled position last written down */
+	int64		announced;		/* and last announced; -1 before we know */
+	TimestampTz published_at;
+	TimestampTz announce_at;	/* not before then; set where it failed */
 	uint64		generation;		/* of the projections as we know them */
-	List	   *owners;			/* roles that need a projector */
+	List	   *owners;			/* EsOwner: roles that need projectors */
 	MemoryContext owners_context;
 	List	   *restarts;		/* when projectors were started */
 } state;
@@ -60,6 +66,21 @@ learn_owners(void)
 }
 
 /*
+ * A log that is new to us, be it that the extension was created again, has
+ * nothing announced.  Its counter begins here where nobody has used it yet.
+ */
+static void
+meet_log(Oid log)
+{
+	if (state.log == log)
+		return;
+	state.log = log;
+	state.recorded = 0;
+	state.announced = -1;
+	(void) es_settled_position();
+}
+
+/*
  * Look at the tables where something in them may have changed.  False where
  * the extension is gone.
  */
@@ -72,6 +93,8 @@ refresh(void)
 	StartTransactionCommand();
 	PushActiveSnapshot(GetTransactionSnapshot());
 	installed = es_catalog_if_exists() != NULL;
+	if (installed)
+		meet_log(es_catalog()->event);
 	if (installed && state.generation != es_projections_generation())
 	{
 		state.generation = es_projections_generation();
@@ -86,52 +109,95 @@ refresh(void)
  * Write the settled position down and announce it, in a transaction.
  */
 static void
-publish_in_transaction(int64 settled, bool notify)
+publish_in_transaction(int64 settled, bool announce)
 {
 	SetCurrentStatementStartTimestamp();
 	StartTransactionCommand();
 	PushActiveSnapshot(GetTransactionSnapshot());
-	es_settled_record(settled);
-	if (notify && es_identity_active())
-		es_notify_settled(settled);
+	if (settled > state.recorded)
+		es_settled_record(settled);
+	if (state.announced < 0)
+		state.announced = es_announced_position();
+	if (announce && settled > state.announced && es_identity_active())
+		es_announce(state.announced, settled);
+	PopActiveSnapshot();
+	CommitTransactionCommand();
+	state.recorded = settled;
+	if (announce)
+		state.announced = Max(state.announced, settled);
+}
+
+/*
+ * The announcement failed: count it, and try again a little later.
+ */
+static void
+announcement_failed(const ErrorData *error)
+{
+	if (state.announce_at == 0)
+		ereport(LOG,
+				(errmsg("could not announce new events: %s", error->message),
+				 errdetail("They are announced as soon as that is possible; appends do not depend on it."),
+				 errhint("See es_channels; pg_notification_queue_usage() tells whether a listener sleeps in a transaction.")));
+	state.announce_at = TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
+													ANNOUNCE_RETRY_MS);
+	SetCurrentStatementStartTimestamp();
+	StartTransactionCommand();
+	PushActiveSnapshot(GetTransactionSnapshot());
+	es_announce_failed(error);
 	PopActiveSnapshot();
 	CommitTransactionCommand();
 }
 
 /*
- * The same, without the announcement where that fails: a listener that sleeps
+ * Publish, without the announcement where that fails: a listener that sleeps
  * in a transaction can fill the queue, and no reader shall suffer from it.
  */
 static void
 publish(int64 settled)
 {
 	MemoryContext context = CurrentMemoryContext;
-	static bool failing = false;
+	ErrorData  *volatile error = NULL;
 
-	PG_TRY();
+	if (state.announce_at > GetCurrentTimestamp())
+		publish_in_transaction(settled, false);
+	else
 	{
-		publish_in_transaction(settled, true);
-		failing = false;
+		PG_TRY();
+		{
+			publish_in_transaction(settled, true);
+			state.announce_at = 0;
+		}
+		PG_CATCH();
+		{
+			MemoryContextSwitchTo(context);
+			error = CopyErrorData();
+			FlushErrorState();
+			AbortCurrentTransaction();
+		}
+		PG_END_TRY();
 	}
-	PG_CATCH();
+	if (error)
 	{
-		ErrorData  *error;
-
-		MemoryContextSwitchTo(context);
-		error = CopyErrorData();
-		FlushErrorState();
-		AbortCurrentTransaction();
-		if (!failing)
-			ereport(LOG,
-					(errmsg("could not announce new events: %s", error->message)));
-		failing = true;
+		announcement_failed(error);
 		publish_in_transaction(settled, false);
 	}
-	PG_END_TRY();
 	MemoryContextSwitchTo(context);
-	state.announced = settled;
-	state.announced_at = GetCurrentTimestamp();
+	state.published_at = GetCurrentTimestamp();
 	pgstat_report_stat(true);
+}
+
+/*
+ * Tell the sessions in es_fetch() that the settled position has moved.
+ */
+static void
+wake_consumers(int64 settled)
+{
+	static int64 told = -1;
+
+	if (settled == told)
+		return;
+	told = settled;
+	ConditionVariableBroadcast(&es_database()->news);
 }
 
 /*
@@ -142,12 +208,16 @@ static long
 announce(void)
 {
 	int64		settled = es_settled_peek();
+	TimestampTz when = TimestampTzPlusMilliseconds(state.published_at,
+												   es_notify_interval);
 	long		ms;
 
+	wake_consumers(settled);
 	if (settled <= state.announced)
 		return ES_HEARTBEAT_MS;
-	ms = es_worker_ms_until(TimestampTzPlusMilliseconds(state.announced_at,
-														es_notify_interval));
+	if (settled <= state.recorded && state.announce_at > when)
+		return es_worker_ms_until(state.announce_at);
+	ms = es_worker_ms_until(when);
 	if (ms > 0)
 	{
 		/* Until then nobody needs to wake us. */
@@ -159,7 +229,79 @@ announce(void)
 }
 
 /*
- * Start the projectors that are missing.  Returns how long to sleep.
+ * Start the missing ones of an owner's projectors.  Returns how long to sleep.
+ */
+static long
+start_those_of(Oid owner, int processes)
+{
+	long		timeout = ES_HEARTBEAT_MS;
+
+	for (int i = 0; i < processes; i++)
+		if (!es_worker_exists(ES_PROJECTOR, MyDatabaseId, owner, i) &&
+			es_restart_due(&state.restarts, owner, i, &timeout))
+		{
+			(void) es_worker_start(ES_PROJECTOR, MyDatabaseId, owner, i);
+			timeout = Min(timeout, 1000);
+		}
+	return timeout;
+}
+
+/*
+ * Forget when the projectors were started that are not needed any more, so
+ * that they start at once when they are.
+ */
+static void
+forget_unneeded(void)
+{
+	for (int i = list_length(state.restarts) - 1; i >= 0; i--)
+	{
+		EsRestart  *r = (EsRestart *) list_nth(state.restarts, i);
+		bool		needed = false;
+		ListCell   *cell;
+
+		foreach(cell, state.owners)
+		{
+			EsOwner    *owner = (EsOwner *) lfirst(cell);
+
+			needed = needed || (owner->role == r->key && r->number < owner->granted);
+		}
+		if (!needed && r->failures == 0)
+			es_restart_forget(&state.restarts, r->key, r->number);
+	}
+}
+
+/*
+ * Share es.max_projectors out: each owner gets one, and the rest goes round
+ * among those who have work for more.
+ */
+static void
+grant_processes(void)
+{
+	int			left = es_max_projectors - list_length(state.owners);
+	bool		any = true;
+	ListCell   *cell;
+
+	foreach(cell, state.owners)
+		((EsOwner *) lfirst(cell))->granted = 1;
+	while (left > 0 && any)
+	{
+		any = false;
+		foreach(cell, state.owners)
+		{
+			EsOwner    *owner = (EsOwner *) lfirst(cell);
+
+			if (left == 0 || owner->granted >= owner->processes)
+				continue;
+			owner->granted++;
+			left--;
+			any = true;
+		}
+	}
+}
+
+/*
+ * Start the projectors that are missing and dismiss those that are too many.
+ * Returns how long to sleep.
  */
 static long
 start_projectors(void)
@@ -168,16 +310,14 @@ start_projectors(void)
 	ListCell   *cell;
 
 	es_workers_reap(ES_PROJECTOR, MyDatabaseId);
+	grant_processes();
+	forget_unneeded();
 	foreach(cell, state.owners)
 	{
-		Oid			owner = lfirst_oid(cell);
+		EsOwner    *owner = (EsOwner *) lfirst(cell);
 
-		if (!es_worker_exists(ES_PROJECTOR, MyDatabaseId, owner) &&
-			es_restart_due(&state.restarts, ES_PROJECTOR, owner, &timeout))
-		{
-			(void) es_worker_start(ES_PROJECTOR, MyDatabaseId, owner);
-			timeout = Min(timeout, 1000);
-		}
+		es_workers_dismiss(ES_PROJECTOR, MyDatabaseId, owner->role, owner->granted);
+		timeout = Min(timeout, start_those_of(owner->role, owner->granted));
 	}
 	return timeout;
 }
@@ -197,7 +337,7 @@ begin(Datum arg)
 												 ALLOCSET_SMALL_SIZES);
 	if (!refresh())
 	{
-		es_want_database(database, false);
+		(void) es_want_database(database, false);
 		proc_exit(0);
 	}
 	es_serve_database(true);
@@ -222,7 +362,7 @@ es_scheduler_main(Datum arg)
 			break;
 		if (!refresh())
 		{
-			es_want_database(MyDatabaseId, false);
+			(void) es_want_database(MyDatabaseId, false);
 			break;
 		}
 		MemoryContextSwitchTo(loop);
