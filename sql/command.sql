@@ -59,7 +59,33 @@ CREATE TABLE es.command_grant (
 COMMENT ON TABLE es.command_grant IS
 	'Who may submit a command besides its owner and the writers; kept by es_grant_command().';
 
+CREATE TABLE es.schedule (
+	due				timestamptz NOT NULL,
+	next_at			timestamptz,
+	created_at		timestamptz NOT NULL DEFAULT pg_catalog.now(),
+	error_at		timestamptz,
+	id				uuid NOT NULL,
+	owner			regrole NOT NULL,
+	attempts		integer NOT NULL DEFAULT 0,
+	command			text COLLATE pg_catalog."C" NOT NULL,
+	aggregate_id	text COLLATE pg_catalog."C" NOT NULL,
+	payload			jsonb NOT NULL,
+	metadata		jsonb,
+	error_sqlstate	text,
+	error			text,
+	CONSTRAINT schedule_pkey PRIMARY KEY (id)
+);
+CREATE INDEX schedule_owner_next_at_idx ON es.schedule (owner, next_at)
+	WHERE next_at IS NOT NULL;
+COMMENT ON TABLE es.schedule IS
+	'Commands that wait until they are due, and those that failed; one that was submitted is gone.';
+COMMENT ON COLUMN es.schedule.id IS 'The command_id that it is submitted with.';
+COMMENT ON COLUMN es.schedule.next_at IS 'When it is tried next; NULL: never again, it failed.';
+
 SELECT pg_catalog.pg_extension_config_dump('es.command_type', '');
+-- The worker would not know a role that was dropped.
+SELECT pg_catalog.pg_extension_config_dump('es.schedule',
+	'WHERE EXISTS (SELECT FROM pg_catalog.pg_roles r WHERE r.oid OPERATOR(pg_catalog.=) owner)');
 SELECT pg_catalog.pg_extension_config_dump('es.aggregate', '');
 -- A role that was dropped would be dumped as a number, perhaps that of another.
 SELECT pg_catalog.pg_extension_config_dump('es.command_grant',
@@ -161,3 +187,24 @@ CREATE FUNCTION es_revoke_command("role" regrole, command text) RETURNS void
 	AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE;
 COMMENT ON FUNCTION es_revoke_command(regrole, text) IS
 	'Take back what es_grant_command() gave.';
+
+--
+-- Timers
+--
+
+CREATE FUNCTION es_schedule(
+	command text,
+	id text,
+	payload jsonb,
+	due timestamptz,
+	command_id uuid DEFAULT NULL,
+	metadata jsonb DEFAULT NULL)
+	RETURNS uuid
+	AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION es_schedule(text, text, jsonb, timestamptz, uuid, jsonb) IS
+	'Submit a command at a time, exactly once, as the calling role; returns its command_id, by which es_cancel() takes it back.';
+
+CREATE FUNCTION es_cancel(id uuid) RETURNS boolean
+	AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION es_cancel(uuid) IS
+	'Take a scheduled command back, or a failed one away; false where it is not scheduled (any more).';

@@ -141,6 +141,22 @@ CREATE VIEW es_aggregates AS
 COMMENT ON VIEW es_aggregates IS
 	'The aggregates: how events become a state, their commands and snapshots.';
 
+CREATE VIEW es_schedules AS
+	SELECT s.id, s.command, s.aggregate_id, s.due,
+		   CASE WHEN s.next_at IS NULL THEN 'failed'
+				WHEN s.attempts OPERATOR(pg_catalog.>) 0 THEN 'retrying'
+				ELSE 'pending'
+		   END AS status,
+		   s.next_at AS next_attempt_at, s.attempts,
+		   s.error AS last_error, s.error_sqlstate AS last_error_sqlstate,
+		   s.error_at AS last_error_at,
+		   s.owner::pg_catalog.text AS owner, s.created_at, s.payload, s.metadata
+	  FROM es.schedule s
+	 WHERE pg_catalog.pg_has_role(s.owner, 'USAGE')
+	 ORDER BY s.due;
+COMMENT ON VIEW es_schedules IS
+	'Scheduled commands, of the roles that one can act as: what is pending, and what failed and why.';
+
 --
 -- Rights: GRANT on the right objects, by the name of a job.
 --
@@ -173,7 +189,7 @@ BEGIN
 			'es_settled', 'es_epoch', 'es_wait', 'suspended']
 		WHEN 'writer' THEN ARRAY[
 			'es_append', 'es_append_batch', 'es_append_if', 'es_lock_matching', 'es_submit',
-			'es_settled', 'es_epoch', 'es_wait']
+			'es_schedule', 'es_cancel', 'es_settled', 'es_epoch', 'es_wait']
 		WHEN 'projector' THEN ARRAY[
 			'es_create_projection', 'es_alter_projection', 'es_drop_projection',
 			'es_pause', 'es_resume', 'es_retry', 'es_discard',
@@ -188,7 +204,7 @@ BEGIN
 		WHEN 'reader' THEN ARRAY[
 			'event', 'tag', 'es_projections', 'es_stat_partitions', 'es_commands',
 			'es_aggregates']
-		WHEN 'writer' THEN ARRAY['es_commands', 'es_aggregates']
+		WHEN 'writer' THEN ARRAY['es_commands', 'es_aggregates', 'es_schedules']
 		WHEN 'projector' THEN ARRAY[
 			'event', 'es_batch', 'es_projections', 'es_stat_partitions',
 			'es_projection_errors', 'dead_letter']

@@ -16,6 +16,7 @@
 #include "catalog.h"
 #include "catalog/indexing.h"
 #include "catalog/namespace.h"
+#include "catalog/pg_authid.h"
 #include "catalog/pg_extension.h"
 #include "commands/extension.h"
 #include "es.h"
@@ -27,6 +28,7 @@
 #include "utils/lsyscache.h"
 #include "utils/rel.h"
 #include "utils/snapmgr.h"
+#include "utils/syscache.h"
 
 /* Valid between two invalidations; changed by lookup() and forget() alone. */
 static EsCatalog cache;
@@ -49,41 +51,43 @@ es_catalog_init(void)
 }
 
 /*
- * The owner of the extension, or InvalidOid where it is not installed.
+ * The owner of the extension and the schema it was created in; false where it
+ * is not installed.
  */
-static Oid
-extension_owner(void)
+static bool
+find_extension(Oid *owner, Oid *schema)
 {
 	Relation	rel = table_open(ExtensionRelationId, AccessShareLock);
 	ScanKeyData key;
 	SysScanDesc scan;
 	HeapTuple	tuple;
-	Oid			owner = InvalidOid;
+	bool		found;
 
 	ScanKeyInit(&key, Anum_pg_extension_extname, BTEqualStrategyNumber,
 				F_NAMEEQ, CStringGetDatum("es"));
 	scan = systable_beginscan(rel, ExtensionNameIndexId, true, NULL, 1, &key);
 	tuple = systable_getnext(scan);
-	if (HeapTupleIsValid(tuple))
-		owner = ((Form_pg_extension) GETSTRUCT(tuple))->extowner;
+	found = HeapTupleIsValid(tuple);
+	if (found)
+	{
+		*owner = ((Form_pg_extension) GETSTRUCT(tuple))->extowner;
+		*schema = ((Form_pg_extension) GETSTRUCT(tuple))->extnamespace;
+	}
 	systable_endscan(scan);
 	table_close(rel, AccessShareLock);
-	return owner;
+	return found;
 }
 
 static bool
 lookup(void)
 {
 	Oid			schema = get_namespace_oid("es", true);
-	Oid			owner;
 
 	if (!OidIsValid(schema))
 		return false;
-	owner = extension_owner();
-	if (!OidIsValid(owner))
+	if (!find_extension(&cache.owner, &cache.schema))
 		return false;
 
-	cache.owner = owner;
 	cache.event = get_relname_relid("event", schema);
 	cache.event_key = get_relname_relid("event_pkey", schema);
 	cache.event_stream = get_relname_relid("event_stream_version_key", schema);
@@ -146,6 +150,32 @@ es_catalog(void)
 				 errmsg("extension \"es\" is not installed in this database"),
 				 errhint("Run CREATE EXTENSION es.")));
 	return catalog;
+}
+
+/*
+ * Refuse a wish that makes a worker connect as a role, where none can: before
+ * PostgreSQL 17 one cannot as a role without LOGIN.
+ */
+void
+es_check_worker_role(Oid role, const char *wish, const char *reason)
+{
+	HeapTuple	tuple;
+	bool		can_login;
+
+	if (!ES_WORKER_NEEDS_LOGIN)
+		return;
+	tuple = SearchSysCache1(AUTHOID, ObjectIdGetDatum(role));
+	if (!HeapTupleIsValid(tuple))
+		elog(ERROR, "cache lookup failed for role %u", role);
+	can_login = ((Form_pg_authid) GETSTRUCT(tuple))->rolcanlogin;
+	ReleaseSysCache(tuple);
+	if (!can_login)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("role \"%s\" cannot %s: it cannot log in",
+						GetUserNameFromId(role, false), wish),
+				 errdetail("%s", reason),
+				 errhint("ALTER ROLE ... LOGIN, with no password if nobody else shall connect as it.")));
 }
 
 /*

@@ -28,6 +28,7 @@ typedef struct EsCatalog
 	Oid			projection;
 	Oid			channel;
 	Oid			change;
+	Oid			schema;			/* of the functions that users call */
 	Oid			owner;			/* of the extension */
 } EsCatalog;
 
@@ -61,6 +62,8 @@ extern void es_catalog_init(void);
 extern const EsCatalog *es_catalog(void);
 extern const EsCatalog *es_catalog_if_exists(void);
 extern const EsCatalog *es_catalog_cached(void);
+
+extern void es_check_worker_role(Oid role, const char *wish, const char *reason);
 
 extern void es_prepare(EsStatement *statement);
 extern ParamListInfo es_params(EsStatement *statement, Datum *values,

@@ -24,6 +24,7 @@ char	   *es_batch = NULL;
 int			es_max_payload_size = 1024 * 1024;
 int			es_max_stream_locks = 256;
 int			es_command_retention = 7 * SECS_PER_DAY;
+int			es_schedule_attempts = 10;
 int			es_max_databases = 64;
 int			es_notify_interval = 10;
 int			es_batch_interval = 5;
@@ -197,6 +198,12 @@ define_worker_settings(void)
 							"Projector processes of a database.",
 							"Every owner of projections gets one; what is left goes to partitions, backfills and rebuilds.",
 							&es_max_projectors, 4, 1, 1024,
+							PGC_SIGHUP, 0,
+							NULL, NULL, NULL);
+	DefineCustomIntVariable("es.schedule_attempts",
+							"Attempts at a scheduled command before it counts as failed.",
+							"One that is rejected (ES002) is not tried again.",
+							&es_schedule_attempts, 10, 1, 1000,
 							PGC_SIGHUP, 0,
 							NULL, NULL, NULL);
 	DefineCustomEnumVariable("es.projector_synchronous_commit",

@@ -22,6 +22,7 @@
 #include "miscadmin.h"
 #include "nodes/execnodes.h"
 #include "pgstat.h"
+#include "store/functions.h"
 #include "utils/builtins.h"
 #include "utils/fmgrprotos.h"
 #include "utils/lsyscache.h"
@@ -150,8 +151,7 @@ take_event(const EsSubmission *s, EsDecision *d, Datum *values, bool *nulls)
 	memset(event, 0, sizeof(*event));
 	event->type = DatumGetTextPCopy(values[NEW_TYPE]);
 	event->payload = nulls[NEW_PAYLOAD]
-		? DatumGetJsonbP(DirectFunctionCall1(jsonb_in, CStringGetDatum("{}")))
-		: DatumGetJsonbPCopy(values[NEW_PAYLOAD]);
+		? es_empty_object() : DatumGetJsonbPCopy(values[NEW_PAYLOAD]);
 	event->metadata = merge_metadata(s, nulls[NEW_METADATA] ? NULL
 									 : DatumGetJsonbPCopy(values[NEW_METADATA]));
 	event->tags = nulls[NEW_TAGS] ? NULL : DatumGetArrayTypePCopy(values[NEW_TAGS]);

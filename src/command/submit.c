@@ -57,12 +57,6 @@ typedef enum Attempt
 	DEADLOCK
 } Attempt;
 
-static Jsonb *
-empty_object(void)
-{
-	return DatumGetJsonbP(DirectFunctionCall1(jsonb_in, CStringGetDatum("{}")));
-}
-
 /*
  * The name of the aggregate's stream.
  */
@@ -112,7 +106,7 @@ state_of(EsSubmission *s, EsState *state)
 	EsAggregate *aggregate = es_aggregate_of(s->type->category);
 
 	if (aggregate == NULL)
-		return empty_object();
+		return es_empty_object();
 	es_state_decide(state, aggregate, &s->stream);
 	return state->state;
 }
@@ -325,18 +319,6 @@ submit(EsSubmission *s, EsOutcome *outcome)
 }
 
 /*
- * A payload that is no object is refused before any type is looked at.
- */
-static Jsonb *
-payload_argument(FunctionCallInfo fcinfo, int arg)
-{
-	Jsonb	   *payload = PG_ARGISNULL(arg) ? empty_object() : PG_GETARG_JSONB_P(arg);
-
-	es_check_object("payload", payload);
-	return payload;
-}
-
-/*
  * es_submit(command, id, payload, command_id, expected_version, metadata)
  *
  * Submit a command to the aggregate "id" of the command's category.  Returns
@@ -363,7 +345,7 @@ es_submit(PG_FUNCTION_ARGS)
 	es_check_may_submit(&s.type->submitters, s.type->name);
 	es_check_name("aggregate id", PG_ARGISNULL(1) ? NULL : PG_GETARG_TEXT_PP(1));
 	s.id = PG_GETARG_TEXT_PP(1);
-	s.payload = payload_argument(fcinfo, 2);
+	s.payload = es_object_argument(fcinfo, 2, "payload");
 	s.command_id = PG_ARGISNULL(3) ? NULL : PG_GETARG_UUID_P(3);
 	s.expected_version = es_expected_version(fcinfo, 4);
 	s.metadata = PG_ARGISNULL(5) ? NULL : PG_GETARG_JSONB_P(5);

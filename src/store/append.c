@@ -323,8 +323,8 @@ session_metadata(void)
 /*
  * The metadata to store: the session's, overridden key by key by the event's.
  */
-static Jsonb *
-effective_metadata(Jsonb *metadata)
+Jsonb *
+es_effective_metadata(Jsonb *metadata)
 {
 	Jsonb	   *session = session_metadata();
 
@@ -355,7 +355,7 @@ check_event(EsEvent *event)
 				 errmsg("payload of an event must not be null"),
 				 errhint("Leave it out, or give an empty object.")));
 	es_check_object("payload", event->payload);
-	event->metadata = effective_metadata(event->metadata);
+	event->metadata = es_effective_metadata(event->metadata);
 	if (event->tags)
 	{
 		Datum	   *tags;

@@ -51,6 +51,7 @@ extern EsAfterAppend es_after_append;
 extern void es_check_name(const char *what, const text *name);
 extern text *es_category_of(const text *stream);
 extern void es_check_object(const char *what, const Jsonb *value);
+extern Jsonb *es_effective_metadata(Jsonb *metadata);
 extern void es_stream_open(EsStream *stream, text *name);
 extern bool es_stream_try_open(EsStream *stream, text *name);
 extern void es_check_can_lock(const char *function);

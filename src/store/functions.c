@@ -54,6 +54,25 @@ es_expected_version(FunctionCallInfo fcinfo, int arg)
 	return version;
 }
 
+Jsonb *
+es_empty_object(void)
+{
+	return DatumGetJsonbP(DirectFunctionCall1(jsonb_in, CStringGetDatum("{}")));
+}
+
+/*
+ * A payload or the like as SQL gives it: NULL stands for {}, and what is no
+ * object is refused before any type is looked at.
+ */
+Jsonb *
+es_object_argument(FunctionCallInfo fcinfo, int arg, const char *what)
+{
+	Jsonb	   *value = PG_ARGISNULL(arg) ? es_empty_object() : PG_GETARG_JSONB_P(arg);
+
+	es_check_object(what, value);
+	return value;
+}
+
 /*
  * The id that an append comes with, or NULL.
  */
@@ -241,8 +260,7 @@ event_from_json(int i, JsonbValue *element, EsEvent *event, text **stream)
 	if (stream != NULL && *stream == NULL)
 		bad_element(i, "It has no \"stream\".");
 	if (event->payload == NULL)
-		event->payload = DatumGetJsonbP(DirectFunctionCall1(jsonb_in,
-															CStringGetDatum("{}")));
+		event->payload = es_empty_object();
 }
 
 /*

@@ -11,6 +11,9 @@
 #include "utils/uuid.h"
 
 extern int64 es_expected_version(FunctionCallInfo fcinfo, int arg);
+extern Jsonb *es_empty_object(void);
+extern Jsonb *es_object_argument(FunctionCallInfo fcinfo, int arg,
+								 const char *what);
 extern pg_uuid_t *es_command_id_argument(FunctionCallInfo fcinfo, int arg);
 extern EsEvent *es_events_from_json(Jsonb *list, int *nevents, text ***streams);
 extern Datum es_bigint_row(FunctionCallInfo fcinfo, int n, const int64 *columns);
