@@ -279,7 +279,7 @@ COMMENT ON VIEW es_batch IS
 -- a row of the view.
 CREATE FUNCTION es.batch_event(es_batch) RETURNS es.event
 	LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
-	AS 'SELECT ROW($1.*)::es.event';
+	RETURN ROW($1.*)::es.event;
 COMMENT ON FUNCTION es.batch_event(es_batch) IS 'A row of es_batch as the event that it is.';
 CREATE CAST (es_batch AS es.event) WITH FUNCTION es.batch_event(es_batch) AS IMPLICIT;
 

@@ -149,14 +149,6 @@ define_store_settings(void)
 							&es_command_retention, 7 * SECS_PER_DAY, 0, INT_MAX,
 							PGC_SIGHUP, GUC_UNIT_S,
 							NULL, NULL, NULL);
-	/* A later definition would be fatal, and without shared memory idle. */
-	if (process_shared_preload_libraries_in_progress)
-		DefineCustomIntVariable("es.max_databases",
-								"Databases of this cluster that can hold an event log.",
-								NULL,
-								&es_max_databases, 64, 1, 10000,
-								PGC_POSTMASTER, 0,
-								NULL, NULL, NULL);
 	DefineCustomBoolVariable("es.allow_destructive",
 							 "Allow events to be changed or removed.",
 							 "Only for a superuser who knows why.",
@@ -166,17 +158,34 @@ define_store_settings(void)
 }
 
 /*
- * What the workers go by.
+ * What is fixed when the server starts.  A later definition would be fatal, and
+ * without shared memory idle.
  */
 static void
-define_worker_settings(void)
+define_server_settings(void)
 {
+	if (!process_shared_preload_libraries_in_progress)
+		return;
+	DefineCustomIntVariable("es.max_databases",
+							"Databases of this cluster that can hold an event log.",
+							NULL,
+							&es_max_databases, 64, 1, 10000,
+							PGC_POSTMASTER, 0,
+							NULL, NULL, NULL);
 	DefineCustomBoolVariable("es.workers",
 							 "Run background workers: projections are applied and news announced.",
 							 "Off for a physical copy that is not to act: it cannot be told from a standby that was promoted.",
 							 &es_workers, true,
 							 PGC_POSTMASTER, 0,
 							 NULL, NULL, NULL);
+}
+
+/*
+ * What the workers go by.
+ */
+static void
+define_worker_settings(void)
+{
 	DefineCustomIntVariable("es.notify_interval",
 							"Least time between two notifications of news.",
 							"News after a quiet time are announced at once.",
@@ -225,6 +234,7 @@ define_worker_settings(void)
 void
 es_guc_init(void)
 {
+	define_server_settings();
 	define_store_settings();
 	define_worker_settings();
 	MarkGUCPrefixReserved("es");
