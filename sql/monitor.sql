@@ -119,10 +119,43 @@ CREATE VIEW es_projection_errors AS
 COMMENT ON VIEW es_projection_errors IS 'The latest 100 errors of each projection, newest first.';
 
 CREATE VIEW es_commands AS
-	SELECT name, category, event_type, validate, creates, payload_type,
-		   owner::pg_catalog.text AS owner, created_at
+	SELECT name, category, event_type, validate, decide, creates, payload_type,
+		   owner::pg_catalog.text AS owner, created_at, search_path
 	  FROM es.command_type;
 COMMENT ON VIEW es_commands IS 'The commands that es_submit() accepts.';
+
+CREATE VIEW es_aggregates AS
+	SELECT a.category, a.evolve, a.initial_state, a.snapshot_every,
+		   (SELECT pg_catalog.array_agg(c.name ORDER BY c.name)
+			  FROM es.command_type c
+			 WHERE c.category OPERATOR(pg_catalog.=) a.category) AS commands,
+		   s.snapshots, s.last_snapshot_at,
+		   a.owner::pg_catalog.text AS owner, a.created_at, a.search_path
+	  FROM es.aggregate a
+	 CROSS JOIN LATERAL (
+		SELECT pg_catalog.count(*) AS snapshots, pg_catalog.max(s.taken_at) AS last_snapshot_at
+		  FROM es.snapshot s
+		 WHERE s.stream OPERATOR(pg_catalog.=) a.category
+			OR (s.stream OPERATOR(pg_catalog.>=) (a.category OPERATOR(pg_catalog.||) '-')
+				AND s.stream OPERATOR(pg_catalog.<) (a.category OPERATOR(pg_catalog.||) '.'))) s;
+COMMENT ON VIEW es_aggregates IS
+	'The aggregates: how events become a state, their commands and snapshots.';
+
+CREATE VIEW es_schedules AS
+	SELECT s.id, s.command, s.aggregate_id, s.due,
+		   CASE WHEN s.next_at IS NULL THEN 'failed'
+				WHEN s.attempts OPERATOR(pg_catalog.>) 0 THEN 'retrying'
+				ELSE 'pending'
+		   END AS status,
+		   s.next_at AS next_attempt_at, s.attempts,
+		   s.error AS last_error, s.error_sqlstate AS last_error_sqlstate,
+		   s.error_at AS last_error_at,
+		   s.owner::pg_catalog.text AS owner, s.created_at, s.payload, s.metadata
+	  FROM es.schedule s
+	 WHERE pg_catalog.pg_has_role(s.owner, 'USAGE')
+	 ORDER BY s.due;
+COMMENT ON VIEW es_schedules IS
+	'Scheduled commands, of the roles that one can act as: what is pending, and what failed and why.';
 
 --
 -- Rights: GRANT on the right objects, by the name of a job.
@@ -152,9 +185,11 @@ DECLARE
 BEGIN
 	functions := CASE kind
 		WHEN 'reader' THEN ARRAY[
-			'es_read', 'es_stream', 'es_settled', 'es_epoch', 'es_wait', 'suspended']
+			'es_read', 'es_stream', 'es_state', 'es_read_matching', 'es_read_to',
+			'es_settled', 'es_epoch', 'es_wait', 'suspended']
 		WHEN 'writer' THEN ARRAY[
-			'es_append', 'es_append_batch', 'es_submit', 'es_settled', 'es_epoch', 'es_wait']
+			'es_append', 'es_append_batch', 'es_append_if', 'es_lock_matching', 'es_submit',
+			'es_schedule', 'es_cancel', 'es_settled', 'es_epoch', 'es_wait']
 		WHEN 'projector' THEN ARRAY[
 			'es_create_projection', 'es_alter_projection', 'es_drop_projection',
 			'es_pause', 'es_resume', 'es_retry', 'es_discard',
@@ -168,8 +203,9 @@ BEGIN
 	END;
 	relations := CASE kind
 		WHEN 'reader' THEN ARRAY[
-			'event', 'tag', 'es_projections', 'es_stat_partitions', 'es_commands']
-		WHEN 'writer' THEN ARRAY['es_commands']
+			'event', 'tag', 'es_projections', 'es_stat_partitions', 'es_commands',
+			'es_aggregates']
+		WHEN 'writer' THEN ARRAY['es_commands', 'es_aggregates', 'es_schedules']
 		WHEN 'projector' THEN ARRAY[
 			'event', 'es_batch', 'es_projections', 'es_stat_partitions',
 			'es_projection_errors', 'dead_letter']

@@ -12,6 +12,7 @@
 
 #include "access/xact.h"
 #include "common/jsonapi.h"
+#include "datatype/timestamp.h"
 #include "es.h"
 #include "guc.h"
 #include "mb/pg_wchar.h"
@@ -22,6 +23,8 @@ char	   *es_metadata = NULL;
 char	   *es_batch = NULL;
 int			es_max_payload_size = 1024 * 1024;
 int			es_max_stream_locks = 256;
+int			es_command_retention = 7 * SECS_PER_DAY;
+int			es_schedule_attempts = 10;
 int			es_max_databases = 64;
 int			es_notify_interval = 10;
 int			es_batch_interval = 5;
@@ -135,10 +138,16 @@ define_store_settings(void)
 							PGC_SUSET, GUC_UNIT_BYTE,
 							NULL, NULL, NULL);
 	DefineCustomIntVariable("es.max_stream_locks",
-							"Streams a transaction locks one by one before it locks them all at once.",
+							"Streams and tags a transaction locks one by one before it locks them all at once.",
 							NULL,
 							&es_max_stream_locks, 256, 1, INT_MAX,
 							PGC_SUSET, 0,
+							NULL, NULL, NULL);
+	DefineCustomIntVariable("es.command_retention",
+							"How long a command_id is remembered; 0 means for ever.",
+							"A retry that comes later is a new command.",
+							&es_command_retention, 7 * SECS_PER_DAY, 0, INT_MAX,
+							PGC_SIGHUP, GUC_UNIT_S,
 							NULL, NULL, NULL);
 	/* A later definition would be fatal, and without shared memory idle. */
 	if (process_shared_preload_libraries_in_progress)
@@ -196,6 +205,12 @@ define_worker_settings(void)
 							"Projector processes of a database.",
 							"Every owner of projections gets one; what is left goes to partitions, backfills and rebuilds.",
 							&es_max_projectors, 4, 1, 1024,
+							PGC_SIGHUP, 0,
+							NULL, NULL, NULL);
+	DefineCustomIntVariable("es.schedule_attempts",
+							"Attempts at a scheduled command before it counts as failed.",
+							"One that is rejected (ES002) is not tried again.",
+							&es_schedule_attempts, 10, 1, 1000,
 							PGC_SIGHUP, 0,
 							NULL, NULL, NULL);
 	DefineCustomEnumVariable("es.projector_synchronous_commit",

@@ -10,6 +10,8 @@ extern char *es_metadata;
 extern char *es_batch;
 extern int	es_max_payload_size;
 extern int	es_max_stream_locks;
+extern int	es_command_retention;
+extern int	es_schedule_attempts;
 extern int	es_max_databases;
 extern int	es_notify_interval;
 extern int	es_batch_interval;

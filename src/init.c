@@ -6,7 +6,7 @@
 #include "postgres.h"
 
 #include "catalog.h"
-#include "command/registry.h"
+#include "command/definition.h"
 #include "es.h"
 #include "fanout/channel.h"
 #include "fanout/lease.h"
@@ -61,7 +61,7 @@ _PG_init(void)
 	es_catalog_init();
 	es_watermark_init();
 	es_guard_init();
-	es_command_registry_init();
+	es_definitions_init();
 	es_projection_registry_init();
 	es_channel_init();
 	es_lease_init();

@@ -1,6 +1,7 @@
 /*-------------------------------------------------------------------------
  * projector.c
- *	  The process that applies the projections of one role.
+ *	  The process that applies the projections of one role, and submits its
+ *	  scheduled commands (timer.c).
  *
  * It is connected as that role, so the SQL of a projection has the rights of a
  * session of its owner and no others.  It owns the transactions: one for each
@@ -36,6 +37,7 @@
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
 #include "worker/shell.h"
+#include "worker/timer.h"
 
 extern PGDLLEXPORT void es_projector_main(Datum arg);
 
@@ -310,6 +312,9 @@ apply(EsProjection *p)
 	PushActiveSnapshot(GetTransactionSnapshot());
 	applied = es_projection_apply(p);
 	PopActiveSnapshot();
+	/* A saga's events are announced, so they must not be lost again. */
+	if (es_first_own_position() != 0)
+		es_worker_commit_durably();
 	commit();
 	switch (applied)
 	{
@@ -410,6 +415,7 @@ apply_all(long *timeout)
 	while ((p = next_projection(timeout)) != NULL)
 	{
 		apply_safely(p);
+		es_timers_run(state.owner, state.batch_context);
 		any = true;
 		MemoryContextReset(state.batch_context);
 		CHECK_FOR_INTERRUPTS();
@@ -464,14 +470,16 @@ es_projector_main(Datum arg)
 		es_worker_listen(true);
 		set_synchronous_commit();
 		refresh();
-		if (es_worker_should_stop() || state.projections == NIL)
+		es_timers_run(state.owner, state.batch_context);
+		if (es_worker_should_stop() ||
+			(state.projections == NIL && !es_timers_wanted()))
 			break;
 		if (apply_all(&timeout))
 			let_events_gather(round_began);
 		else
 		{
 			es_worker_report(NULL);
-			es_worker_sleep(timeout);
+			es_worker_sleep(Min(timeout, es_timers_timeout()));
 		}
 	}
 	proc_exit(0);

@@ -10,6 +10,7 @@
 
 #include "access/xact.h"
 #include "catalog.h"
+#include "command/schedule.h"
 #include "es.h"
 #include "fanout/notify.h"
 #include "fmgr.h"
@@ -19,6 +20,7 @@
 #include "postmaster/bgworker.h"
 #include "projection/registry.h"
 #include "storage/ipc.h"
+#include "store/dedup.h"
 #include "store/identity.h"
 #include "store/watermark.h"
 #include "utils/guc.h"
@@ -30,6 +32,14 @@ extern PGDLLEXPORT void es_scheduler_main(Datum arg);
 
 /* An announcement that failed is tried again after this time. */
 #define ANNOUNCE_RETRY_MS	1000
+
+/*
+ * Old command ids are looked for so often, and forgotten so many at a time
+ * with a pause between.
+ */
+#define PRUNE_MS			60000
+#define PRUNE_STEP			1000
+#define PRUNE_PAUSE_MS		100
 
 /*
  * What the scheduler knows; changed by this file alone.
@@ -45,7 +55,39 @@ static struct
 	List	   *owners;			/* EsOwner: roles that need projectors */
 	MemoryContext owners_context;
 	List	   *restarts;		/* when projectors were started */
+	uint64		timer_changes;	/* as of when the next two were read */
+	TimestampTz next_timer;		/* when one is due that is not yet */
+	List	   *timer_owners;	/* roles that have one due */
+	TimestampTz prune_at;		/* when to forget old command ids */
+	int			retention;		/* that they were last forgotten by */
 } state;
+
+/*
+ * Who has a scheduled command due needs a projector, too.
+ */
+static void
+add_timer_owners(void)
+{
+	ListCell   *cell;
+
+	foreach(cell, state.timer_owners)
+	{
+		Oid			role = lfirst_oid(cell);
+		bool		found = false;
+		ListCell   *other;
+
+		foreach(other, state.owners)
+			found = found || ((EsOwner *) lfirst(other))->role == role;
+		if (!found)
+		{
+			EsOwner    *owner = palloc0(sizeof(EsOwner));
+
+			owner->role = role;
+			owner->processes = 1;
+			state.owners = lappend(state.owners, owner);
+		}
+	}
+}
 
 /*
  * Learn who needs a projector: nobody, while the database is a copy that was
@@ -58,11 +100,29 @@ learn_owners(void)
 
 	MemoryContextReset(state.owners_context);
 	state.owners = NIL;
+	state.timer_owners = NIL;
+	state.next_timer = DT_NOEND;
 	if (!es_identity_active())
 		return;
 	old = MemoryContextSwitchTo(state.owners_context);
 	state.owners = es_projection_owners();
+	state.timer_owners = es_timer_owners(&state.next_timer);
+	add_timer_owners();
 	MemoryContextSwitchTo(old);
+}
+
+/*
+ * Whether to look at the timers: they have changed, or one is or was due.
+ */
+static bool
+timers_may_have_changed(void)
+{
+	uint64		changes = es_timer_changes();
+	bool		may = changes != state.timer_changes || state.timer_owners != NIL ||
+		state.next_timer <= GetCurrentTimestamp();
+
+	state.timer_changes = changes;
+	return may;
 }
 
 /*
@@ -95,7 +155,8 @@ refresh(void)
 	installed = es_catalog_if_exists() != NULL;
 	if (installed)
 		meet_log(es_catalog()->event);
-	if (installed && state.generation != es_projections_generation())
+	if (installed && (timers_may_have_changed() ||
+					  state.generation != es_projections_generation()))
 	{
 		state.generation = es_projections_generation();
 		learn_owners();
@@ -324,6 +385,30 @@ start_projectors(void)
 }
 
 /*
+ * Forget old command ids, a few at a time.  Returns how long to sleep before
+ * there may be more.
+ */
+static long
+prune(void)
+{
+	TimestampTz now = GetCurrentTimestamp();
+	int64		n;
+
+	if (now < state.prune_at && state.retention == es_command_retention)
+		return es_worker_ms_until(state.prune_at);
+	SetCurrentStatementStartTimestamp();
+	StartTransactionCommand();
+	PushActiveSnapshot(GetTransactionSnapshot());
+	n = es_dedup_prune(PRUNE_STEP);
+	PopActiveSnapshot();
+	CommitTransactionCommand();
+	pgstat_report_stat(true);
+	state.retention = es_command_retention;
+	state.prune_at = TimestampTzPlusMilliseconds(now, n < PRUNE_STEP ? PRUNE_MS : PRUNE_PAUSE_MS);
+	return es_worker_ms_until(state.prune_at);
+}
+
+/*
  * Begin to serve the database, or go away where there is no log in it.
  */
 static void
@@ -369,6 +454,9 @@ es_scheduler_main(Datum arg)
 		MemoryContextSwitchTo(loop);
 		timeout = start_projectors();
 		timeout = Min(timeout, announce());
+		timeout = Min(timeout, prune());
+		if (state.next_timer != DT_NOEND)
+			timeout = Min(timeout, es_worker_ms_until(state.next_timer));
 		es_worker_report(NULL);
 		if (timeout > 0)
 			es_worker_sleep(timeout);

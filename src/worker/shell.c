@@ -289,6 +289,18 @@ es_worker_set_defaults(void)
 						PGC_SUSET, PGC_S_OVERRIDE);
 }
 
+/*
+ * Commit this transaction as durably as the server's default is, whatever this
+ * worker's is.
+ */
+void
+es_worker_commit_durably(void)
+{
+	(void) set_config_option("synchronous_commit", "on",
+							 PGC_SUSET, PGC_S_OVERRIDE,
+							 GUC_ACTION_LOCAL, true, 0, false);
+}
+
 bool
 es_worker_should_stop(void)
 {

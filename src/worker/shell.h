@@ -42,6 +42,7 @@ extern long es_worker_ms_until(TimestampTz when);
 extern void es_worker_report(const char *activity);
 extern char *es_worker_number(int64 n);
 extern void es_worker_set_defaults(void);
+extern void es_worker_commit_durably(void);
 
 extern bool es_worker_start(EsWorkerKind kind, Oid database, Oid role,
 							int number);
