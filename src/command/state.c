@@ -379,8 +379,7 @@ run_fold(EsState *s, text *stream, int64 to, Snapshot snapshot,
 {
 	EsAggregate *a = s->aggregate;
 	MemoryContext context = CurrentMemoryContext;
-	const char *deciding = es_deciding_begin(psprintf("the evolve function of category \"%s\"",
-													  a->category));
+	const char *deciding;
 	Fold		f = {.s = s,.stream = stream,.snapshot = snapshot};
 	ErrorContextCallback callback;
 	bool		outer = evolving;
