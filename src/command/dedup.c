@@ -5,7 +5,9 @@
  * The result is written in the transaction of its events, so both are there or
  * neither.  The id is locked to the end of the transaction before it is looked
  * up: of two sessions that retry at once, the second waits and gets the first
- * one's result.
+ * one's result.  As with streams, a transaction with more than
+ * es.max_stream_locks ids locks es.command_log itself instead of one more,
+ * against all others, who hold ROW EXCLUSIVE there before they lock an id.
  *-------------------------------------------------------------------------
  */
 #include "postgres.h"
@@ -18,8 +20,11 @@
 #include "common/hashfn.h"
 #include "es.h"
 #include "executor/executor.h"
+#include "guc.h"
 #include "miscadmin.h"
+#include "storage/lmgr.h"
 #include "storage/lock.h"
+#include "store/held.h"
 #include "store/table.h"
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
@@ -45,6 +50,13 @@ static EsTable log_table = ES_TABLE(LOG_COLUMNS,
 									UUIDOID, INT8OID, INT8OID, TIMESTAMPTZOID,
 									INT8OID, INT4OID, TEXTOID, TEXTOID);
 
+/* Locks on ids of this transaction. */
+static EsHeld id_locks;
+
+/*
+ * Lock an id to the end of the transaction.  The caller has es.command_log open
+ * with RowExclusiveLock.
+ */
 static void
 lock_id(Oid log, pg_uuid_t *id)
 {
@@ -53,7 +65,11 @@ lock_id(Oid log, pg_uuid_t *id)
 
 	SET_LOCKTAG_OBJECT(tag, MyDatabaseId, log, (uint32) hash,
 					   (uint16) (hash >> 32));
-	(void) LockAcquire(&tag, ExclusiveLock, false, false);
+	if (es_held(&id_locks) >= es_max_stream_locks &&
+		!es_lock_held(&tag, ExclusiveLock))
+		LockRelationOid(log, ShareRowExclusiveLock);
+	else if (LockAcquire(&tag, ExclusiveLock, false, false) == LOCKACQUIRE_OK)
+		es_held_add(&id_locks);
 }
 
 static int64
@@ -98,7 +114,7 @@ es_dedup_find(pg_uuid_t *id, const char *command, text *stream, Jsonb *payload,
 			  EsOutcome *outcome)
 {
 	const EsCatalog *catalog = es_catalog();
-	Relation	rel = table_open(catalog->command_log, AccessShareLock);
+	Relation	rel = table_open(catalog->command_log, RowExclusiveLock);
 	TupleTableSlot *slot = table_slot_create(rel, NULL);
 	ScanKeyData key;
 	bool		found;

@@ -32,6 +32,7 @@
 #include "storage/lmgr.h"
 #include "storage/lock.h"
 #include "store/append.h"
+#include "store/held.h"
 #include "store/identity.h"
 #include "store/table.h"
 #include "store/watermark.h"
@@ -65,9 +66,8 @@ static EsTable event_table = ES_TABLE(EVENT_COLUMNS,
 									  TEXTOID, TEXTOID, JSONBOID, JSONBOID);
 static EsTable tag_table = ES_TABLE(2, TEXTOID, INT8OID);
 
-/* Stream locks of this transaction; reset when another transaction looks. */
-static int	nlocks = 0;
-static LocalTransactionId nlocks_of = InvalidLocalTransactionId;
+/* Stream locks of this transaction. */
+static EsHeld stream_locks;
 
 /* Counts the appends of this session; see check_not_appended(). */
 static uint64 appends = 0;
@@ -129,17 +129,13 @@ lock_stream(Oid event, const text *stream)
 										   VARSIZE_ANY_EXHDR(stream), 0);
 	LOCKTAG		tag;
 
-	if (nlocks_of != ES_MY_LXID)
-	{
-		nlocks_of = ES_MY_LXID;
-		nlocks = 0;
-	}
 	SET_LOCKTAG_OBJECT(tag, MyDatabaseId, event, (uint32) hash,
 					   (uint16) (hash >> 32));
-	if (nlocks >= es_max_stream_locks && !es_lock_held(&tag, ExclusiveLock))
+	if (es_held(&stream_locks) >= es_max_stream_locks &&
+		!es_lock_held(&tag, ExclusiveLock))
 		LockRelationOid(event, ShareRowExclusiveLock);
 	else if (LockAcquire(&tag, ExclusiveLock, false, false) == LOCKACQUIRE_OK)
-		nlocks++;
+		es_held_add(&stream_locks);
 }
 
 /*
