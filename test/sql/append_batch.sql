@@ -32,7 +32,8 @@ SELECT last_position - first_position AS span, version
 	{"tags": [], "type": "D", "metadata": null},
 	{"type": "E", "tags": null, "payload": {}}
   ]');
-SELECT e.version, type, payload, metadata, array_agg(tag ORDER BY tag) FILTER (WHERE tag IS NOT NULL)
+SELECT e.version, type, payload, metadata,
+	   array_agg(tag ORDER BY tag) FILTER (WHERE tag IS NOT NULL)
   FROM es_stream('batch-1') e LEFT JOIN es.tag USING ("position")
  GROUP BY 1, 2, 3, 4 ORDER BY 1;
 

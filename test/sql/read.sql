@@ -139,7 +139,8 @@ SELECT "position" FROM es_append('read-5', 'A') \gset
 SELECT es_settled() = :position - 1 AS just_before_mine;
 SELECT "position" AS second FROM es_append('read-5', 'A') \gset
 SELECT es_settled() = :position - 1 AS just_before_mine;
-SELECT pid = pg_backend_pid() AS me, first_position <= :position AS at_most_mine FROM es_stat_append;
+SELECT pid = pg_backend_pid() AS me, first_position <= :position AS at_most_mine
+  FROM es_stat_append;
 ROLLBACK;
 -- A rollback leaves a gap, which is settled too.
 SELECT es_settled() >= :second AS settled;
