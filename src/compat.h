@@ -101,8 +101,14 @@
 #define ES_WAIT_EVENT(name)		PG_WAIT_EXTENSION
 #endif
 
+/*
+ * libpq/libpq.h declares it, which cannot be included where the headers of
+ * GSSAPI are not installed.
+ */
+extern bool pq_check_connection(void);
+
 #if PG_VERSION_NUM >= 180000
-#define ES_MODULE_MAGIC			PG_MODULE_MAGIC_EXT(.name = "es", .version = "0.1")
+#define ES_MODULE_MAGIC			PG_MODULE_MAGIC_EXT(.name = "es", .version = ES_VERSION)
 #else
 #define ES_MODULE_MAGIC			PG_MODULE_MAGIC
 #endif

@@ -12,6 +12,7 @@
 
 #include "access/xact.h"
 #include "common/jsonapi.h"
+#include "datatype/timestamp.h"
 #include "es.h"
 #include "guc.h"
 #include "mb/pg_wchar.h"
@@ -22,12 +23,17 @@ char	   *es_metadata = NULL;
 char	   *es_batch = NULL;
 int			es_max_payload_size = 1024 * 1024;
 int			es_max_stream_locks = 256;
+int			es_command_retention = 7 * SECS_PER_DAY;
+int			es_schedule_attempts = 10;
 int			es_max_databases = 64;
 int			es_notify_interval = 10;
 int			es_batch_interval = 5;
 int			es_batch_size = 10000;
+int			es_max_batch_size = 100000;
+int			es_max_projectors = 4;
 int			es_projector_synchronous_commit = SYNCHRONOUS_COMMIT_OFF;
 bool		es_allow_destructive = false;
+bool		es_workers = true;
 
 uint64		es_metadata_generation = 1;
 int64		es_batch_range_after = 0;
@@ -132,10 +138,16 @@ define_store_settings(void)
 							PGC_SUSET, GUC_UNIT_BYTE,
 							NULL, NULL, NULL);
 	DefineCustomIntVariable("es.max_stream_locks",
-							"Streams a transaction locks one by one before it locks them all at once.",
+							"Streams and tags a transaction locks one by one before it locks them all at once.",
 							NULL,
 							&es_max_stream_locks, 256, 1, INT_MAX,
 							PGC_SUSET, 0,
+							NULL, NULL, NULL);
+	DefineCustomIntVariable("es.command_retention",
+							"How long a command_id is remembered; 0 means for ever.",
+							"A retry that comes later is a new command.",
+							&es_command_retention, 7 * SECS_PER_DAY, 0, INT_MAX,
+							PGC_SIGHUP, GUC_UNIT_S,
 							NULL, NULL, NULL);
 	/* A later definition would be fatal, and without shared memory idle. */
 	if (process_shared_preload_libraries_in_progress)
@@ -159,6 +171,12 @@ define_store_settings(void)
 static void
 define_worker_settings(void)
 {
+	DefineCustomBoolVariable("es.workers",
+							 "Run background workers: projections are applied and news announced.",
+							 "Off for a physical copy that is not to act: it cannot be told from a standby that was promoted.",
+							 &es_workers, true,
+							 PGC_POSTMASTER, 0,
+							 NULL, NULL, NULL);
 	DefineCustomIntVariable("es.notify_interval",
 							"Least time between two notifications of news.",
 							"News after a quiet time are announced at once.",
@@ -175,6 +193,24 @@ define_worker_settings(void)
 							"Positions in one batch of a projection that sets no batch_size of its own.",
 							NULL,
 							&es_batch_size, 10000, 1, 10000000,
+							PGC_SIGHUP, 0,
+							NULL, NULL, NULL);
+	DefineCustomIntVariable("es.max_batch_size",
+							"Positions in one batch of a projection that is far behind or rebuilt.",
+							"A projection's own batch_size goes before this.",
+							&es_max_batch_size, 100000, 1, 10000000,
+							PGC_SIGHUP, 0,
+							NULL, NULL, NULL);
+	DefineCustomIntVariable("es.max_projectors",
+							"Projector processes of a database.",
+							"Every owner of projections gets one; what is left goes to partitions, backfills and rebuilds.",
+							&es_max_projectors, 4, 1, 1024,
+							PGC_SIGHUP, 0,
+							NULL, NULL, NULL);
+	DefineCustomIntVariable("es.schedule_attempts",
+							"Attempts at a scheduled command before it counts as failed.",
+							"One that is rejected (ES002) is not tried again.",
+							&es_schedule_attempts, 10, 1, 1000,
 							PGC_SIGHUP, 0,
 							NULL, NULL, NULL);
 	DefineCustomEnumVariable("es.projector_synchronous_commit",

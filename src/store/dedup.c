@@ -1,6 +1,7 @@
 /*-------------------------------------------------------------------------
  * dedup.c
- *	  One command id, one effect: the log of commands that came with an id.
+ *	  One command id, one effect: the log of commands and appends that came
+ *	  with an id.
  *
  * The result is written in the transaction of its events, so both are there or
  * neither.  The id is locked to the end of the transaction before it is looked
@@ -16,7 +17,7 @@
 #include "access/tableam.h"
 #include "catalog.h"
 #include "catalog/pg_type.h"
-#include "command/dedup.h"
+#include "store/dedup.h"
 #include "common/hashfn.h"
 #include "es.h"
 #include "executor/executor.h"
@@ -50,6 +51,12 @@ static EsTable log_table = ES_TABLE(LOG_COLUMNS,
 									UUIDOID, INT8OID, INT8OID, TIMESTAMPTZOID,
 									INT8OID, INT4OID, TEXTOID, TEXTOID);
 
+static EsStatement prune_log = ES_SQL(
+	"DELETE FROM es.command_log WHERE command_id IN ("
+	"  SELECT command_id FROM es.command_log WHERE submitted_at < $1 "
+	"  ORDER BY submitted_at LIMIT $2)",
+	2, TIMESTAMPTZOID, INT8OID);
+
 /* Locks on ids of this transaction. */
 static EsHeld id_locks;
 
@@ -72,61 +79,72 @@ lock_id(Oid log, pg_uuid_t *id)
 		es_held_add(&id_locks);
 }
 
-static int64
-fingerprint(Jsonb *payload)
+/*
+ * A hash of a value and a seed, which may be the fingerprint of another one.
+ */
+int64
+es_fingerprint(Jsonb *value, int64 seed)
 {
 	return DatumGetInt64(DirectFunctionCall2(jsonb_hash_extended,
-											 JsonbPGetDatum(payload),
-											 Int64GetDatum(0)));
+											 JsonbPGetDatum(value),
+											 Int64GetDatum(seed)));
+}
+
+int64
+es_fingerprint_text(const text *value, int64 seed)
+{
+	return (int64) hash_bytes_extended((const unsigned char *) VARDATA_ANY(value),
+									   VARSIZE_ANY_EXHDR(value), (uint64) seed);
 }
 
 /*
- * The same id must stand for the same command.
+ * The same id must stand for the same request.
  */
 static void
-check_same(pg_uuid_t *id, TupleTableSlot *slot, const char *command,
-		   text *stream, Jsonb *payload)
+check_same(const EsRequest *request, TupleTableSlot *slot)
 {
 	char	   *old_command = TextDatumGetCString(slot->tts_values[LOG_COMMAND]);
 	char	   *old_stream = TextDatumGetCString(slot->tts_values[LOG_STREAM]);
+	bool		same_target = strcmp(old_command, request->name) == 0 &&
+		strcmp(old_stream, text_to_cstring(request->stream)) == 0;
 
-	if (strcmp(old_command, command) == 0 &&
-		strcmp(old_stream, text_to_cstring(stream)) == 0 &&
-		DatumGetInt64(slot->tts_values[LOG_FINGERPRINT]) == fingerprint(payload))
+	if (same_target &&
+		DatumGetInt64(slot->tts_values[LOG_FINGERPRINT]) == request->fingerprint)
 		return;
 	ereport(ERROR,
 			(errcode(ERRCODE_UNIQUE_VIOLATION),
 			 errmsg("command id %s was used for another command",
-					DatumGetCString(DirectFunctionCall1(uuid_out, UUIDPGetDatum(id)))),
+					DatumGetCString(DirectFunctionCall1(uuid_out, UUIDPGetDatum(request->id)))),
 			 errdetail("It was \"%s\" on stream \"%s\"%s.", old_command, old_stream,
-					   strcmp(old_command, command) == 0 &&
-					   strcmp(old_stream, text_to_cstring(stream)) == 0
-					   ? ", with another payload" : ""),
+					   same_target ? ", with another payload" : ""),
 			 errhint("Give every command an id of its own, and repeat it only to retry the same command.")));
 }
 
 /*
- * Lock a command id and look it up.  True, with the first outcome, where the
- * command was there before; an error where the id stood for another one.
+ * Lock a request's id and look it up.  True, with the first outcome, where the
+ * request was there before; an error where the id stood for another one.
  */
 bool
-es_dedup_find(pg_uuid_t *id, const char *command, text *stream, Jsonb *payload,
-			  EsOutcome *outcome)
+es_dedup_find(const EsRequest *request, EsOutcome *outcome)
 {
 	const EsCatalog *catalog = es_catalog();
-	Relation	rel = table_open(catalog->command_log, RowExclusiveLock);
-	TupleTableSlot *slot = table_slot_create(rel, NULL);
+	Relation	rel;
+	TupleTableSlot *slot;
 	ScanKeyData key;
 	bool		found;
 
-	lock_id(catalog->command_log, id);
-	ScanKeyInit(&key, 1, BTEqualStrategyNumber, F_UUID_EQ, UUIDPGetDatum(id));
+	if (request->id == NULL)
+		return false;
+	rel = table_open(catalog->command_log, RowExclusiveLock);
+	slot = table_slot_create(rel, NULL);
+	lock_id(catalog->command_log, request->id);
+	ScanKeyInit(&key, 1, BTEqualStrategyNumber, F_UUID_EQ, UUIDPGetDatum(request->id));
 	found = es_index_find(rel, catalog->command_log_id, &key, 1,
 						  ForwardScanDirection, slot);
 	if (found)
 	{
 		slot_getallattrs(slot);
-		check_same(id, slot, command, stream, payload);
+		check_same(request, slot);
 		outcome->stream = DatumGetTextPCopy(slot->tts_values[LOG_STREAM]);
 		outcome->position = DatumGetInt64(slot->tts_values[LOG_POSITION]);
 		outcome->version = DatumGetInt64(slot->tts_values[LOG_VERSION]);
@@ -139,27 +157,50 @@ es_dedup_find(pg_uuid_t *id, const char *command, text *stream, Jsonb *payload,
 }
 
 /*
- * Record what a command led to, under the id that es_dedup_find() locked.
+ * Record what a request led to, under the id that es_dedup_find() locked.
  */
 void
-es_dedup_record(pg_uuid_t *id, const char *command, Jsonb *payload,
-				const EsOutcome *outcome)
+es_dedup_record(const EsRequest *request, const EsOutcome *outcome)
 {
 	Datum		values[LOG_COLUMNS];
 	bool		nulls[LOG_COLUMNS] = {false};
 	EsWriter	writer;
 
-	values[LOG_ID] = UUIDPGetDatum(id);
+	if (request->id == NULL)
+		return;
+	values[LOG_ID] = UUIDPGetDatum(request->id);
 	values[LOG_POSITION] = Int64GetDatum(outcome->position);
 	nulls[LOG_POSITION] = outcome->events == 0;
 	values[LOG_VERSION] = Int64GetDatum(outcome->version);
 	values[LOG_SUBMITTED_AT] = TimestampTzGetDatum(GetCurrentTimestamp());
-	values[LOG_FINGERPRINT] = Int64GetDatum(fingerprint(payload));
+	values[LOG_FINGERPRINT] = Int64GetDatum(request->fingerprint);
 	values[LOG_EVENTS] = Int32GetDatum(outcome->events);
-	values[LOG_COMMAND] = CStringGetTextDatum(command);
-	values[LOG_STREAM] = PointerGetDatum(outcome->stream);
+	values[LOG_COMMAND] = CStringGetTextDatum(request->name);
+	values[LOG_STREAM] = PointerGetDatum(request->stream);
 
 	es_writer_open(&writer, &log_table, es_catalog()->command_log);
 	es_writer_insert_row(&writer, values, nulls);
 	es_writer_close(&writer);
+}
+
+/*
+ * Forget ids that are older than es.command_retention, at most so many.
+ * Returns how many.
+ */
+int64
+es_dedup_prune(int64 max_count)
+{
+	Datum		values[2];
+	uint64		n;
+	EsSpi		spi;
+
+	if (es_command_retention == 0)
+		return 0;
+	values[0] = TimestampTzGetDatum(GetCurrentTimestamp() -
+									(TimestampTz) es_command_retention * USECS_PER_SEC);
+	values[1] = Int64GetDatum(max_count);
+	es_spi_begin(&spi);
+	n = es_run(&prune_log, values, NULL);
+	es_spi_end(&spi);
+	return (int64) n;
 }
