@@ -26,9 +26,9 @@
  * which takes ProcArrayLock, comes after our reading of the slot.
  *
  * The counter lives in shared memory.  The sequence es.event_position is its
- * durable upper bound, moved a block ahead before any position of the block
- * is used; its WAL record precedes those of the events, so after a crash the
- * counter begins above every position that a client ever saw.
+ * durable upper bound, moved a block ahead, and that on disk, before any
+ * position of the block is used: after a crash the counter begins above every
+ * position that anybody ever saw.
  *
  * Only transactions that appended hold W back.
  *-------------------------------------------------------------------------
@@ -382,6 +382,25 @@ try_take(EsDatabase *d, int64 count)
 }
 
 /*
+ * Move the sequence a block ahead and return the new bound.
+ *
+ * The sequence writes WAL for 32 blocks at a time.  That goes to disk before
+ * anybody learns of a position of these: what is rolled back, or committed
+ * without waiting for the disk, shall not be settled now and, after a crash,
+ * be handed out again.
+ */
+static int64
+next_bound(Oid sequence)
+{
+	XLogRecPtr	before = XactLastRecEnd;
+	int64		value = nextval_internal(sequence, false);
+
+	if (XactLastRecEnd != before)
+		XLogFlush(XactLastRecEnd);
+	return value;
+}
+
+/*
  * Let the sequence cover at least "count" more positions.
  *
  * The sequence's lock is taken before ours, so that nothing can make us wait
@@ -394,7 +413,7 @@ extend(EsDatabase *d, int64 count)
 	LWLockAcquire(d->lock, LW_EXCLUSIVE);
 	while (d->next + count - 1 > d->bound)
 	{
-		int64		value = nextval_internal(d->sequence, false);
+		int64		value = next_bound(d->sequence);
 
 		if (value <= d->bound)
 			ereport(ERROR,
