@@ -77,12 +77,28 @@ first_position(const EsProjection *p, int64 settled)
 }
 
 /*
+ * How many positions a batch has: where there is much to do and the projection
+ * says nothing else, as many as the settings and the worker allow.
+ */
+static int64
+size_of_batch(const EsProjection *p)
+{
+	int64		size = es_batch_size;
+
+	if (p->rebuild > 0 || p->catching_up)
+		size = Max(es_max_batch_size, es_batch_size);
+	if (p->batch_size > 0)
+		size = p->batch_size;
+	return p->limit > 0 ? Min(size, p->limit) : size;
+}
+
+/*
  * The next batch of a projection; to == after where there is none.
  */
 EsBatch
 es_batch_next(const EsProjection *p, int64 settled)
 {
-	int			size = p->batch_size > 0 ? p->batch_size : es_batch_size;
+	int64		size = size_of_batch(p);
 	int64		first;
 	EsBatch		batch = {p->position, p->position, true};
 

@@ -81,7 +81,7 @@ static void
 probe(void)
 {
 	if (OidIsValid(probing) &&
-		es_worker_exists(ES_SCHEDULER, probing, InvalidOid) &&
+		es_worker_exists(ES_SCHEDULER, probing, InvalidOid, 0) &&
 		!es_database_is_served(probing))
 		return;
 	probing = InvalidOid;
@@ -89,9 +89,9 @@ probe(void)
 	{
 		Oid			database = linitial_oid(to_probe);
 
-		if (es_worker_start(ES_SCHEDULER, database, InvalidOid))
+		if (es_worker_start(ES_SCHEDULER, database, InvalidOid, 0))
 			probing = database;
-		else if (!es_worker_exists(ES_SCHEDULER, database, InvalidOid))
+		else if (!es_worker_exists(ES_SCHEDULER, database, InvalidOid, 0))
 			break;
 		to_probe = list_delete_first(to_probe);
 	}
@@ -108,11 +108,11 @@ start_wanted(void)
 	long		timeout = ES_HEARTBEAT_MS;
 
 	for (int i = 0; i < n; i++)
-		if (!es_worker_exists(ES_SCHEDULER, databases[i], InvalidOid) &&
-			es_restart_due(&restarts, ES_SCHEDULER, databases[i], InvalidOid,
+		if (!es_worker_exists(ES_SCHEDULER, databases[i], InvalidOid, 0) &&
+			es_restart_due(&restarts, ES_SCHEDULER, databases[i], InvalidOid, 0,
 						   &timeout))
 		{
-			(void) es_worker_start(ES_SCHEDULER, databases[i], InvalidOid);
+			(void) es_worker_start(ES_SCHEDULER, databases[i], InvalidOid, 0);
 			/* Should it not come up, nobody else tells us. */
 			timeout = Min(timeout, 1000);
 		}

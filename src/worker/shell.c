@@ -48,6 +48,7 @@ typedef struct Worker
 	uint32		generation;
 	Oid			database;
 	Oid			role;
+	int			number;			/* 0, 1 ... among those alike */
 	int			pid;			/* 0 while it starts */
 	bool		stop;			/* it was asked to go */
 	TimestampTz started_at;
@@ -127,7 +128,7 @@ free_entry(Worker *w)
  * Reserve an entry, or return -1 where all are in use or there is one like it.
  */
 static int
-reserve_entry(EsWorkerKind kind, Oid database, Oid role)
+reserve_entry(EsWorkerKind kind, Oid database, Oid role, int number)
 {
 	int			entry = -1;
 
@@ -136,7 +137,8 @@ reserve_entry(EsWorkerKind kind, Oid database, Oid role)
 	{
 		Worker	   *w = &shared->worker[i];
 
-		if (w->kind == kind && w->database == database && w->role == role)
+		if (w->kind == kind && w->database == database && w->role == role &&
+			w->number == number)
 		{
 			entry = -1;
 			break;
@@ -144,7 +146,8 @@ reserve_entry(EsWorkerKind kind, Oid database, Oid role)
 		if (w->kind == ES_FREE && entry < 0)
 			entry = i;
 		/* How this one ends is what counts from now on. */
-		if (w->left == kind && w->database == database && w->role == role)
+		if (w->left == kind && w->database == database && w->role == role &&
+			w->number == number)
 			w->left = ES_FREE;
 	}
 	if (entry >= 0)
@@ -154,6 +157,7 @@ reserve_entry(EsWorkerKind kind, Oid database, Oid role)
 		w->kind = kind;
 		w->database = database;
 		w->role = role;
+		w->number = number;
 		w->started_at = GetCurrentTimestamp();
 	}
 	LWLockRelease(shared->lock);
@@ -218,7 +222,11 @@ attach(int entry, uint32 generation)
 		w->pid = MyProcPid;
 	LWLockRelease(shared->lock);
 	if (wanted)
+	{
+		/* Those alike share the work out anew. */
+		es_wake_database(w->database, true);
 		return;
+	}
 	if (mine)
 		release_entry(entry, true);
 	proc_exit(0);
@@ -237,7 +245,7 @@ es_worker_begin(EsWorkerKind kind, Datum arg, Oid *role)
 
 	if (kind == ES_LAUNCHER)
 	{
-		me = reserve_entry(ES_LAUNCHER, InvalidOid, InvalidOid);
+		me = reserve_entry(ES_LAUNCHER, InvalidOid, InvalidOid, 0);
 		if (me < 0)
 			elog(ERROR, "no free entry for the es launcher");
 		shared->worker[me].pid = MyProcPid;
@@ -272,12 +280,25 @@ es_worker_set_defaults(void)
 		{"default_transaction_deferrable", "off"},
 		{"idle_in_transaction_session_timeout", "0"},
 		{"idle_session_timeout", "0"},
+		{"lock_timeout", "0"},
 		{"statement_timeout", "0"},
 	};
 
 	for (int i = 0; i < (int) lengthof(settings); i++)
 		SetConfigOption(settings[i][0], settings[i][1],
 						PGC_SUSET, PGC_S_OVERRIDE);
+}
+
+/*
+ * Commit this transaction as durably as the server's default is, whatever this
+ * worker's is.
+ */
+void
+es_worker_commit_durably(void)
+{
+	(void) set_config_option("synchronous_commit", "on",
+							 PGC_SUSET, PGC_S_OVERRIDE,
+							 GUC_ACTION_LOCAL, true, 0, false);
 }
 
 bool
@@ -338,6 +359,28 @@ es_worker_report(const char *activity)
 }
 
 /*
+ * A number as people read it, with a comma at each thousand, in the current
+ * context.
+ */
+char *
+es_worker_number(int64 n)
+{
+	char		digits[32];
+	char	   *text = palloc(48);
+	char	   *out = text;
+	int			len = snprintf(digits, sizeof(digits), INT64_FORMAT, n);
+
+	for (int i = 0; i < len; i++)
+	{
+		if (i > 0 && digits[i - 1] != '-' && (len - i) % 3 == 0)
+			*out++ = ',';
+		*out++ = digits[i];
+	}
+	*out = '\0';
+	return text;
+}
+
+/*
  * Register the process of a reserved entry; false where the server has no
  * room for another worker.
  */
@@ -375,10 +418,10 @@ register_process(int entry, EsWorkerKind kind)
  * is said once in the log.
  */
 bool
-es_worker_start(EsWorkerKind kind, Oid database, Oid role)
+es_worker_start(EsWorkerKind kind, Oid database, Oid role, int number)
 {
 	static bool complained = false;
-	int			entry = reserve_entry(kind, database, role);
+	int			entry = reserve_entry(kind, database, role, number);
 
 	if (entry >= 0 && register_process(entry, kind))
 	{
@@ -387,13 +430,13 @@ es_worker_start(EsWorkerKind kind, Oid database, Oid role)
 	}
 	if (entry >= 0)
 		release_entry(entry, false);
-	if (!complained && !es_worker_exists(kind, database, role))
+	if (!complained && !es_worker_exists(kind, database, role, number))
 	{
 		ereport(WARNING,
 				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
 				 errmsg("could not start an %s: no background worker is free",
 						kind_names[kind]),
-				 errhint("Raise max_worker_processes, which is %d; es needs one for the cluster, one for each database, and one for each owner of projections.",
+				 errhint("Raise max_worker_processes, which is %d; es needs one for the cluster, one for each database, and es.max_projectors for the projections of each.",
 						 max_worker_processes)));
 		complained = true;
 	}
@@ -404,7 +447,7 @@ es_worker_start(EsWorkerKind kind, Oid database, Oid role)
  * Whether such a worker runs or starts.
  */
 bool
-es_worker_exists(EsWorkerKind kind, Oid database, Oid role)
+es_worker_exists(EsWorkerKind kind, Oid database, Oid role, int number)
 {
 	bool		exists = false;
 
@@ -413,10 +456,64 @@ es_worker_exists(EsWorkerKind kind, Oid database, Oid role)
 	{
 		Worker	   *w = &shared->worker[i];
 
-		exists = w->kind == kind && w->database == database && w->role == role;
+		exists = w->kind == kind && w->database == database &&
+			w->role == role && w->number == number;
 	}
 	LWLockRelease(shared->lock);
 	return exists;
+}
+
+/*
+ * How many workers like this one run, and how many of them come before it: by
+ * this they share out the work.
+ */
+int
+es_worker_rank(int *count)
+{
+	const Worker *self = &shared->worker[me];
+	int			rank = 0;
+
+	*count = 0;
+	LWLockAcquire(shared->lock, LW_SHARED);
+	for (int i = 0; i < max_worker_processes; i++)
+	{
+		Worker	   *w = &shared->worker[i];
+
+		if (w->kind != self->kind || w->database != self->database ||
+			w->role != self->role || w->pid == 0 || w->stop)
+			continue;
+		(*count)++;
+		if (w->number < self->number)
+			rank++;
+	}
+	LWLockRelease(shared->lock);
+	*count = Max(*count, 1);
+	return rank;
+}
+
+/*
+ * Ask the workers of a role whose number is "keep" or higher to stop when they
+ * have done what they do.
+ */
+void
+es_workers_dismiss(EsWorkerKind kind, Oid database, Oid role, int keep)
+{
+	bool		any = false;
+
+	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
+	for (int i = 0; i < max_worker_processes; i++)
+	{
+		Worker	   *w = &shared->worker[i];
+
+		if (w->kind != kind || w->database != database || w->role != role ||
+			w->number < keep || w->stop)
+			continue;
+		w->stop = true;
+		any = true;
+	}
+	LWLockRelease(shared->lock);
+	if (any)
+		es_wake_database(database, true);
 }
 
 /*
@@ -511,7 +608,7 @@ es_workers_stop(Oid database)
  * far as that is still known.
  */
 static bool
-left_in_order(EsWorkerKind kind, Oid database, Oid role)
+left_in_order(EsWorkerKind kind, Oid database, Oid role, int number)
 {
 	bool		left = false;
 
@@ -521,14 +618,14 @@ left_in_order(EsWorkerKind kind, Oid database, Oid role)
 		Worker	   *w = &shared->worker[i];
 
 		left = w->kind == ES_FREE && w->left == kind &&
-			w->database == database && w->role == role;
+			w->database == database && w->role == role && w->number == number;
 	}
 	LWLockRelease(shared->lock);
 	return left;
 }
 
 static EsRestart *
-restart_of(List **restarts, Oid key)
+restart_of(List **restarts, Oid key, int number)
 {
 	EsRestart  *r;
 	ListCell   *cell;
@@ -537,12 +634,13 @@ restart_of(List **restarts, Oid key)
 	foreach(cell, *restarts)
 	{
 		r = (EsRestart *) lfirst(cell);
-		if (r->key == key)
+		if (r->key == key && r->number == number)
 			return r;
 	}
 	old = MemoryContextSwitchTo(TopMemoryContext);
 	r = palloc0(sizeof(EsRestart));
 	r->key = key;
+	r->number = number;
 	*restarts = lappend(*restarts, r);
 	MemoryContextSwitchTo(old);
 	return r;
@@ -556,13 +654,14 @@ restart_of(List **restarts, Oid key)
  */
 bool
 es_restart_due(List **restarts, EsWorkerKind kind, Oid database, Oid role,
-			   long *timeout_ms)
+			   int number, long *timeout_ms)
 {
-	EsRestart  *r = restart_of(restarts, OidIsValid(role) ? role : database);
+	EsRestart  *r = restart_of(restarts, OidIsValid(role) ? role : database,
+							   number);
 	TimestampTz now = GetCurrentTimestamp();
 	int			ms;
 
-	if (left_in_order(kind, database, role))
+	if (left_in_order(kind, database, role, number))
 		r->started_at = r->not_before = 0;
 	if (now < r->not_before)
 	{
@@ -578,6 +677,19 @@ es_restart_due(List **restarts, EsWorkerKind kind, Oid database, Oid role,
 	r->started_at = now;
 	r->not_before = TimestampTzPlusMilliseconds(now, ms);
 	return true;
+}
+
+/*
+ * A worker ended because it was not needed any more: the next start is no
+ * restart.
+ */
+void
+es_restart_forget(List **restarts, Oid key, int number)
+{
+	EsRestart  *r = restart_of(restarts, key, number);
+
+	*restarts = list_delete_ptr(*restarts, r);
+	pfree(r);
 }
 
 /*
