@@ -17,6 +17,7 @@
 #include "projection/sync.h"
 #include "storage/ipc.h"
 #include "store/guard.h"
+#include "store/hint.h"
 #include "store/wakeup.h"
 #include "store/watermark.h"
 #include "worker/database.h"
@@ -36,6 +37,7 @@ shmem_request(void)
 	if (previous_shmem_request)
 		previous_shmem_request();
 	es_watermark_shmem_request();
+	es_hint_shmem_request();
 	es_wakeup_shmem_request();
 	es_lease_shmem_request();
 	es_shell_shmem_request();
@@ -48,6 +50,7 @@ shmem_startup(void)
 		previous_shmem_startup();
 	LWLockAcquire(AddinShmemInitLock, LW_EXCLUSIVE);
 	es_watermark_shmem_init();
+	es_hint_shmem_init();
 	es_wakeup_shmem_init();
 	es_lease_shmem_init();
 	es_shell_shmem_init();

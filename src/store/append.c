@@ -27,6 +27,7 @@
 #include "miscadmin.h"
 #include "storage/lock.h"
 #include "store/append.h"
+#include "store/hint.h"
 #include "store/identity.h"
 #include "store/lock.h"
 #include "store/table.h"
@@ -138,6 +139,23 @@ check_not_moved(Relation rel, TupleTableSlot *slot, const text *stream)
 }
 
 /*
+ * Find the newest event of a stream that is at "from" or above.
+ */
+static bool
+find_newest(Relation rel, Relation index, const text *stream, int64 from,
+			TupleTableSlot *slot)
+{
+	ScanKeyData keys[2];
+
+	ScanKeyInit(&keys[0], 1, BTEqualStrategyNumber, F_TEXTEQ,
+				PointerGetDatum(stream));
+	ScanKeyInit(&keys[1], 2, BTGreaterEqualStrategyNumber, F_INT8GE,
+				Int64GetDatum(from));
+	return es_index_find_in(rel, index, keys, from > 0 ? 2 : 1,
+							BackwardScanDirection, slot);
+}
+
+/*
  * The version of a locked stream: what its newest event has.  The index is
  * locked as the append that follows will want it.
  */
@@ -146,13 +164,12 @@ read_version(Relation rel, EsStream *stream)
 {
 	Relation	index = index_open(es_catalog()->event_stream, RowExclusiveLock);
 	TupleTableSlot *slot = table_slot_create(rel, NULL);
-	ScanKeyData key;
+	int64		hint = es_hint_get(stream->name);
 
 	stream->version = 0;
 	stream->position = 0;
-	ScanKeyInit(&key, 1, BTEqualStrategyNumber, F_TEXTEQ,
-				PointerGetDatum(stream->name));
-	if (es_index_find_in(rel, index, &key, 1, BackwardScanDirection, slot))
+	if ((hint > 0 && find_newest(rel, index, stream->name, hint, slot)) ||
+		find_newest(rel, index, stream->name, 0, slot))
 	{
 		bool		isnull;
 
@@ -560,6 +577,7 @@ es_stream_append(EsStream *stream, EsEvent *events, int nevents)
 	first = es_take_positions(nevents);
 	append_rows(stream, events, nevents, first);
 	append_tags(events, nevents, first);
+	es_hint_put(stream->name, stream->version);
 	if (es_after_append)
 		es_after_append(stream, events, nevents, first);
 	return first;
