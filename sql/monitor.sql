@@ -90,9 +90,11 @@ DECLARE
 	relations text[];
 BEGIN
 	functions := CASE kind
-		WHEN 'reader' THEN ARRAY['es_read', 'es_stream', 'es_settled', 'es_epoch', 'es_wait', 'suspended']
+		WHEN 'reader' THEN ARRAY['es_read', 'es_stream', 'es_settled', 'es_epoch', 'es_wait', 'suspended',
+			'es_watch_key', 'es_unwatch_key']
 		WHEN 'writer' THEN ARRAY['es_append', 'es_append_batch', 'es_submit', 'es_settled', 'es_epoch', 'es_wait']
 		WHEN 'projector' THEN ARRAY['es_create_projection', 'es_drop_projection', 'es_pause', 'es_resume',
+			'es_watch', 'es_unwatch', 'es_watch_key', 'es_unwatch_key', 'rebuilt', 'watches',
 			'es_settled', 'es_epoch', 'es_wait', 'suspended', 'batch_after', 'batch_to', 'batch_has']
 		WHEN 'consumer' THEN ARRAY['es_create_subscription', 'es_drop_subscription', 'es_fetch', 'es_ack',
 			'es_nack', 'es_heartbeat', 'es_leave', 'es_retry_delivery', 'es_read', 'es_settled', 'es_epoch']
@@ -100,7 +102,7 @@ BEGIN
 	relations := CASE kind
 		WHEN 'reader' THEN ARRAY['event', 'tag', 'es_projections', 'es_commands']
 		WHEN 'writer' THEN ARRAY['es_commands']
-		WHEN 'projector' THEN ARRAY['es_batch', 'es_projections']
+		WHEN 'projector' THEN ARRAY['es_batch', 'es_projections', 'es_watches']
 		WHEN 'consumer' THEN ARRAY['event', 'es_subscriptions', 'es_dead_deliveries', 'es_channels']
 	END;
 	IF kind NOT IN ('reader', 'writer', 'projector', 'consumer', 'admin') THEN

@@ -22,6 +22,7 @@ int			es_max_payload_size = 1024 * 1024;
 int			es_max_stream_locks = 256;
 int			es_max_databases = 64;
 int			es_notify_interval = 10;
+int			es_watch_max_keys = 1000;
 int			es_batch_interval = 5;
 int			es_batch_size = 10000;
 int			es_projector_synchronous_commit = SYNCHRONOUS_COMMIT_OFF;
@@ -161,6 +162,12 @@ define_worker_settings(void)
 							"News after a quiet time are announced at once.",
 							&es_notify_interval, 10, 0, 60000,
 							PGC_SIGHUP, GUC_UNIT_MS,
+							NULL, NULL, NULL);
+	DefineCustomIntVariable("es.watch_max_keys",
+							"Changed keys of a watched table that are announced one by one.",
+							"Where more have changed, listeners are told just that.",
+							&es_watch_max_keys, 1000, 1, 100000,
+							PGC_SIGHUP, 0,
 							NULL, NULL, NULL);
 	DefineCustomIntVariable("es.batch_interval",
 							"Least time between two small batches of a projector.",

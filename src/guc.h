@@ -12,6 +12,7 @@ extern int	es_max_payload_size;
 extern int	es_max_stream_locks;
 extern int	es_max_databases;
 extern int	es_notify_interval;
+extern int	es_watch_max_keys;
 extern int	es_batch_interval;
 extern int	es_batch_size;
 extern int	es_projector_synchronous_commit;
