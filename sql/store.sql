@@ -198,6 +198,16 @@ CREATE VIEW es_batch AS
 COMMENT ON VIEW es_batch IS
 	'The events to apply now. By hand: SET es.batch = ''100,200'' shows the events behind 100 up to 200.';
 
+-- So that a function of an event can be given one of es_batch.
+CREATE FUNCTION es.batch_event(event es_batch) RETURNS es.event
+	LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
+	AS $$
+	SELECT ROW((event)."position", (event).version, (event).recorded_at, (event).stream,
+			   (event).category, (event).type, (event).payload, (event).metadata)::es.event
+$$;
+COMMENT ON FUNCTION es.batch_event(es_batch) IS 'A row of es_batch as the event that it is.';
+CREATE CAST (es_batch AS es.event) WITH FUNCTION es.batch_event(es_batch) AS IMPLICIT;
+
 --
 -- A copy of a database
 --

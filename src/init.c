@@ -11,6 +11,7 @@
 #include "fmgr.h"
 #include "guc.h"
 #include "miscadmin.h"
+#include "projection/depend.h"
 #include "projection/registry.h"
 #include "projection/sync.h"
 #include "storage/ipc.h"
@@ -60,6 +61,7 @@ _PG_init(void)
 	es_command_registry_init();
 	es_projection_registry_init();
 	es_sync_init();
+	es_depend_init();
 
 	/* Without shared memory the rest could do nothing; see es_database(). */
 	if (!process_shared_preload_libraries_in_progress)

@@ -61,6 +61,7 @@ enum
 #define CHUNK	256
 
 EsAfterAppend es_after_append = NULL;
+bool		es_append_refused = false;
 
 static EsTable event_table = ES_TABLE(EVENT_COLUMNS,
 									  INT8OID, INT8OID, TIMESTAMPTZOID, TEXTOID,
@@ -204,6 +205,12 @@ check_can_append(void)
 	PreventCommandIfReadOnly("es_append()");
 	PreventCommandDuringRecovery("es_append()");
 	PreventCommandIfParallelMode("es_append()");
+	if (es_append_refused)
+		ereport(ERROR,
+				(errcode(ERRCODE_ES_CANNOT_REBUILD),
+				 errmsg("events cannot be appended by a projection that is being rebuilt"),
+				 errdetail("They would be appended once more for events that were applied long ago."),
+				 errhint("Call es_cancel_rebuild(), and keep what appends in a projection without tables.")));
 }
 
 /*
