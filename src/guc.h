@@ -19,6 +19,7 @@ extern int	es_batch_interval;
 extern int	es_batch_size;
 extern int	es_max_batch_size;
 extern int	es_max_projectors;
+extern int	es_rebuild_lock_timeout;
 extern int	es_projector_synchronous_commit;
 extern bool es_allow_destructive;
 extern bool es_workers;

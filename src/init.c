@@ -14,6 +14,7 @@
 #include "fmgr.h"
 #include "guc.h"
 #include "miscadmin.h"
+#include "projection/depend.h"
 #include "projection/registry.h"
 #include "projection/sync.h"
 #include "storage/ipc.h"
@@ -71,6 +72,7 @@ _PG_init(void)
 	es_lease_init();
 	es_sync_init();
 	es_change_init();
+	es_depend_init();
 
 	/* Without shared memory the rest could do nothing; see es_database(). */
 	if (!process_shared_preload_libraries_in_progress)
