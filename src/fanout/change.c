@@ -154,7 +154,8 @@ prepare_keys(Keys *keys, Relation rel, const Trigger *trigger)
 		att = TupleDescAttr(RelationGetDescr(rel), keys->attrs[i] - 1);
 		fmgr_info(F_TO_JSONB, &keys->to_json[i]);
 		fmgr_info_set_expr((Node *) makeFuncExpr(F_TO_JSONB, JSONBOID,
-												 list_make1(makeNullConst(att->atttypid, att->atttypmod,
+												 list_make1(makeNullConst(att->atttypid,
+																		  att->atttypmod,
 																		  att->attcollation)),
 												 InvalidOid, InvalidOid, COERCE_EXPLICIT_CALL),
 						   &keys->to_json[i]);
