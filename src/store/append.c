@@ -58,6 +58,7 @@ enum
 #define CHUNK	256
 
 EsAfterAppend es_after_append = NULL;
+bool		es_append_refused = false;
 
 static EsTable event_table = ES_TABLE(EVENT_COLUMNS,
 									  INT8OID, INT8OID, TIMESTAMPTZOID, TEXTOID,
@@ -226,6 +227,12 @@ void
 es_check_can_append(const char *function)
 {
 	es_check_can_lock(function);
+	if (es_append_refused)
+		ereport(ERROR,
+				(errcode(ERRCODE_ES_CANNOT_REBUILD),
+				 errmsg("events cannot be appended by a projection that is being rebuilt"),
+				 errdetail("They would be appended once more for events that were applied long ago."),
+				 errhint("Call es_cancel_rebuild(), and keep what appends in a projection without tables.")));
 	if (deciding)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),

@@ -27,6 +27,7 @@
 #include "pgstat.h"
 #include "postmaster/bgworker.h"
 #include "projection/apply.h"
+#include "projection/rebuild.h"
 #include "projection/registry.h"
 #include "projection/poison.h"
 #include "projection/run.h"
@@ -114,6 +115,7 @@ carry_over(List *old, EsProjection *p)
 			o->rebuild != p->rebuild)
 			continue;
 		p->suspect_to = o->suspect_to;
+		p->fill_first = o->fill_first;
 		p->collisions = o->collisions;
 		p->served_at = o->served_at;
 		p->turn = o->turn;
@@ -215,6 +217,15 @@ urgency(const EsProjection *p, int64 settled)
 	return p->turn < state.turn ? 0 : 2;
 }
 
+static bool
+has_work(const EsProjection *p, int64 settled)
+{
+	if (p->rebuild > 0)
+		return es_rebuild_has_work(p, settled);
+	/* Without a settled position, only a transaction can tell. */
+	return settled < 0 || p->position < settled;
+}
+
 /*
  * The projection to serve next, the most urgent and then the one that was not
  * served for longest; or NULL, and how long to sleep.
@@ -234,7 +245,7 @@ next_projection(long *timeout)
 		EsProjection *p = (EsProjection *) lfirst(cell);
 		int			u = urgency(p, settled);
 
-		if (!p->mine || (p->rebuild == 0 && settled >= 0 && p->position >= settled))
+		if (!p->mine || !has_work(p, settled))
 			continue;
 		if (p->retry_at > now)
 			*timeout = Min(*timeout, es_worker_ms_until(p->retry_at));
@@ -310,7 +321,7 @@ apply(EsProjection *p)
 	begin_transaction();
 	/* SPI asks for one; each statement takes a newer one of its own. */
 	PushActiveSnapshot(GetTransactionSnapshot());
-	applied = es_projection_apply(p);
+	applied = p->rebuild > 0 ? es_rebuild_step(p) : es_projection_apply(p);
 	PopActiveSnapshot();
 	/* A saga's events are announced, so they must not be lost again. */
 	if (es_first_own_position() != 0)
@@ -328,6 +339,10 @@ apply(EsProjection *p)
 			p->retry_at = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), BUSY_MS);
 			break;
 		case ES_STALE:
+			state.generation = 0;
+			break;
+		case ES_STEPPED:
+			ConditionVariableBroadcast(&es_database()->progress);
 			state.generation = 0;
 			break;
 	}
@@ -371,7 +386,7 @@ apply_safely(EsProjection *p)
 		HOLD_INTERRUPTS();
 		error = CopyErrorData();
 		FlushErrorState();
-		AbortCurrentTransaction();
+		AbortOutOfAnyTransaction();
 		MemoryContextSwitchTo(state.batch_context);
 		RESUME_INTERRUPTS();
 	}
