@@ -56,7 +56,7 @@ typedef struct Keys
 	bool		many;			/* too many to name them */
 } Keys;
 
-static EsTable change_table;
+static EsTable change_table = ES_TABLE(4, OIDOID, BOOLOID, TEXTOID, JSONBOID);
 
 /* Whether this transaction has left something for the scheduler. */
 static bool changed = false;
