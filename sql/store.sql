@@ -275,6 +275,14 @@ CREATE VIEW es_batch WITH (security_invoker = true) AS
 COMMENT ON VIEW es_batch IS
 	'The events to apply now. By hand: SET es.batch = ''100,200'' shows the events behind 100 up to 200.';
 
+-- A handler takes es.event, as evolve() of an aggregate does, and is called with
+-- a row of the view.
+CREATE FUNCTION es.batch_event(es_batch) RETURNS es.event
+	LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
+	RETURN ROW($1.*)::es.event;
+COMMENT ON FUNCTION es.batch_event(es_batch) IS 'A row of es_batch as the event that it is.';
+CREATE CAST (es_batch AS es.event) WITH FUNCTION es.batch_event(es_batch) AS IMPLICIT;
+
 --
 -- A copy of a database
 --

@@ -11,6 +11,7 @@
 #include "postgres.h"
 
 #include "access/genam.h"
+#include "access/htup_details.h"
 #include "access/table.h"
 #include "access/xact.h"
 #include "catalog.h"
@@ -51,11 +52,11 @@ es_catalog_init(void)
 }
 
 /*
- * The owner of the extension and the schema it was created in; false where it
- * is not installed.
+ * Read the extension's row: its owner, the schema it was created in and the
+ * version of its SQL; false where it is not installed.
  */
 static bool
-find_extension(Oid *owner, Oid *schema)
+read_extension(void)
 {
 	Relation	rel = table_open(ExtensionRelationId, AccessShareLock);
 	ScanKeyData key;
@@ -70,8 +71,14 @@ find_extension(Oid *owner, Oid *schema)
 	found = HeapTupleIsValid(tuple);
 	if (found)
 	{
-		*owner = ((Form_pg_extension) GETSTRUCT(tuple))->extowner;
-		*schema = ((Form_pg_extension) GETSTRUCT(tuple))->extnamespace;
+		bool		isnull;
+		Datum		version = heap_getattr(tuple, Anum_pg_extension_extversion,
+										   RelationGetDescr(rel), &isnull);
+
+		cache.owner = ((Form_pg_extension) GETSTRUCT(tuple))->extowner;
+		cache.schema = ((Form_pg_extension) GETSTRUCT(tuple))->extnamespace;
+		text_to_cstring_buffer(DatumGetTextPP(version), cache.version,
+							   sizeof(cache.version));
 	}
 	systable_endscan(scan);
 	table_close(rel, AccessShareLock);
@@ -85,7 +92,7 @@ lookup(void)
 
 	if (!OidIsValid(schema))
 		return false;
-	if (!find_extension(&cache.owner, &cache.schema))
+	if (!read_extension())
 		return false;
 
 	cache.event = get_relname_relid("event", schema);
@@ -139,6 +146,11 @@ es_catalog_cached(void)
 	return cache_valid ? &cache : NULL;
 }
 
+/*
+ * The same, and an error where there is no extension or its SQL is not that of
+ * this library: what the one expects of the other may be different.  That is
+ * looked up every time, until it fits.
+ */
 const EsCatalog *
 es_catalog(void)
 {
@@ -149,6 +161,15 @@ es_catalog(void)
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("extension \"es\" is not installed in this database"),
 				 errhint("Run CREATE EXTENSION es.")));
+	if (strcmp(catalog->version, ES_VERSION) != 0)
+	{
+		cache_valid = false;
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("extension \"es\" is at version %s, but the loaded library is of version %s",
+						catalog->version, ES_VERSION),
+				 errhint("Run ALTER EXTENSION es UPDATE, or install the library of the other version and restart the server.")));
+	}
 	return catalog;
 }
 

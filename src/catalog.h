@@ -30,6 +30,7 @@ typedef struct EsCatalog
 	Oid			change;
 	Oid			schema;			/* of the functions that users call */
 	Oid			owner;			/* of the extension */
+	char		version[64];	/* of the extension's SQL */
 } EsCatalog;
 
 /*

@@ -27,6 +27,7 @@
 #include "miscadmin.h"
 #include "storage/lock.h"
 #include "store/append.h"
+#include "store/hint.h"
 #include "store/identity.h"
 #include "store/lock.h"
 #include "store/table.h"
@@ -57,6 +58,7 @@ enum
 #define CHUNK	256
 
 EsAfterAppend es_after_append = NULL;
+bool		es_append_refused = false;
 
 static EsTable event_table = ES_TABLE(EVENT_COLUMNS,
 									  INT8OID, INT8OID, TIMESTAMPTZOID, TEXTOID,
@@ -138,20 +140,37 @@ check_not_moved(Relation rel, TupleTableSlot *slot, const text *stream)
 }
 
 /*
- * The version of a locked stream: what its newest event has.
+ * Find the newest event of a stream that is at "from" or above.
+ */
+static bool
+find_newest(Relation rel, Relation index, const text *stream, int64 from,
+			TupleTableSlot *slot)
+{
+	ScanKeyData keys[2];
+
+	ScanKeyInit(&keys[0], 1, BTEqualStrategyNumber, F_TEXTEQ,
+				PointerGetDatum(stream));
+	ScanKeyInit(&keys[1], 2, BTGreaterEqualStrategyNumber, F_INT8GE,
+				Int64GetDatum(from));
+	return es_index_find_in(rel, index, keys, from > 0 ? 2 : 1,
+							BackwardScanDirection, slot);
+}
+
+/*
+ * The version of a locked stream: what its newest event has.  The index is
+ * locked as the append that follows will want it.
  */
 static void
 read_version(Relation rel, EsStream *stream)
 {
+	Relation	index = index_open(es_catalog()->event_stream, RowExclusiveLock);
 	TupleTableSlot *slot = table_slot_create(rel, NULL);
-	ScanKeyData key;
+	int64		hint = es_hint_get(stream->name);
 
 	stream->version = 0;
 	stream->position = 0;
-	ScanKeyInit(&key, 1, BTEqualStrategyNumber, F_TEXTEQ,
-				PointerGetDatum(stream->name));
-	if (es_index_find(rel, es_catalog()->event_stream, &key, 1,
-					  BackwardScanDirection, slot))
+	if ((hint > 0 && find_newest(rel, index, stream->name, hint, slot)) ||
+		find_newest(rel, index, stream->name, 0, slot))
 	{
 		bool		isnull;
 
@@ -160,6 +179,7 @@ read_version(Relation rel, EsStream *stream)
 		stream->position = DatumGetInt64(slot_getattr(slot, EVENT_POSITION + 1, &isnull));
 	}
 	ExecDropSingleTupleTableSlot(slot);
+	index_close(index, NoLock);
 }
 
 /*
@@ -207,6 +227,12 @@ void
 es_check_can_append(const char *function)
 {
 	es_check_can_lock(function);
+	if (es_append_refused)
+		ereport(ERROR,
+				(errcode(ERRCODE_ES_CANNOT_REBUILD),
+				 errmsg("events cannot be appended by a projection that is being rebuilt"),
+				 errdetail("They would be appended once more for events that were applied long ago."),
+				 errhint("Call es_cancel_rebuild(), and keep what appends in a projection without tables.")));
 	if (deciding)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
@@ -445,7 +471,45 @@ fill_slot(TupleTableSlot *slot, EsStream *stream, const EsEvent *event,
 }
 
 /*
- * Write events, in chunks, from a first position on.
+ * Write at most CHUNK events from a first position on.
+ */
+static void
+append_chunk(EsWriter *writer, TupleTableSlot **slots, EsStream *stream,
+			 const EsEvent *events, int nevents, int64 position, TimestampTz now)
+{
+	for (int i = 0; i < nevents; i++)
+		fill_slot(slots[i], events[i].stream ? events[i].stream : stream,
+				  &events[i], position + i, now);
+	es_writer_insert(writer, slots, nevents);
+}
+
+/*
+ * Write any number of events, chunk by chunk, each in fresh memory.
+ */
+static void
+append_chunks(EsWriter *writer, TupleTableSlot **slots, EsStream *stream,
+			  const EsEvent *events, int nevents, int64 position, TimestampTz now)
+{
+	MemoryContext context = AllocSetContextCreate(CurrentMemoryContext,
+												  "es append",
+												  ALLOCSET_DEFAULT_SIZES);
+
+	for (int done = 0; done < nevents; done += CHUNK)
+	{
+		MemoryContext old = MemoryContextSwitchTo(context);
+
+		CHECK_FOR_INTERRUPTS();
+		append_chunk(writer, slots, stream, events + done,
+					 Min(CHUNK, nevents - done), position + done, now);
+		MemoryContextSwitchTo(old);
+		MemoryContextReset(context);
+	}
+	MemoryContextDelete(context);
+}
+
+/*
+ * Write events from a first position on, each at the next version of its
+ * stream.
  */
 static void
 append_rows(EsStream *stream, const EsEvent *events, int nevents,
@@ -454,35 +518,18 @@ append_rows(EsStream *stream, const EsEvent *events, int nevents,
 	TimestampTz now = GetCurrentTimestamp();
 	int			nslots = Min(nevents, CHUNK);
 	TupleTableSlot **slots = palloc(sizeof(TupleTableSlot *) * nslots);
-	MemoryContext context = AllocSetContextCreate(CurrentMemoryContext,
-												  "es append",
-												  ALLOCSET_DEFAULT_SIZES);
 	EsWriter	writer;
 
 	es_writer_open(&writer, &event_table, es_catalog()->event);
 	for (int i = 0; i < nslots; i++)
 		slots[i] = es_slot_for_writing(&writer);
-	for (int done = 0; done < nevents; done += nslots)
-	{
-		int			n = Min(nslots, nevents - done);
-		MemoryContext old = MemoryContextSwitchTo(context);
-
-		CHECK_FOR_INTERRUPTS();
-		for (int i = 0; i < n; i++)
-		{
-			const EsEvent *event = &events[done + i];
-
-			fill_slot(slots[i], event->stream ? event->stream : stream, event,
-					  position + done + i, now);
-		}
-		es_writer_insert(&writer, slots, n);
-		MemoryContextSwitchTo(old);
-		MemoryContextReset(context);
-	}
+	if (nevents <= CHUNK)
+		append_chunk(&writer, slots, stream, events, nevents, position, now);
+	else
+		append_chunks(&writer, slots, stream, events, nevents, position, now);
 	for (int i = 0; i < nslots; i++)
 		ExecDropSingleTupleTableSlot(slots[i]);
 	es_writer_close(&writer);
-	MemoryContextDelete(context);
 	pfree(slots);
 }
 
@@ -537,6 +584,7 @@ es_stream_append(EsStream *stream, EsEvent *events, int nevents)
 	first = es_take_positions(nevents);
 	append_rows(stream, events, nevents, first);
 	append_tags(events, nevents, first);
+	es_hint_put(stream->name, stream->version);
 	if (es_after_append)
 		es_after_append(stream, events, nevents, first);
 	return first;

@@ -6,7 +6,9 @@
  * The result is written in the transaction of its events, so both are there or
  * neither.  The id is locked to the end of the transaction before it is looked
  * up: of two sessions that retry at once, the second waits and gets the first
- * one's result.
+ * one's result.  As with streams, a transaction with more than
+ * es.max_stream_locks ids locks es.command_log itself instead of one more,
+ * against all others, who hold ROW EXCLUSIVE there before they lock an id.
  *-------------------------------------------------------------------------
  */
 #include "postgres.h"
@@ -21,7 +23,9 @@
 #include "executor/executor.h"
 #include "guc.h"
 #include "miscadmin.h"
+#include "storage/lmgr.h"
 #include "storage/lock.h"
+#include "store/held.h"
 #include "store/table.h"
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
@@ -53,6 +57,13 @@ static EsStatement prune_log = ES_SQL(
 	"  ORDER BY submitted_at LIMIT $2)",
 	2, TIMESTAMPTZOID, INT8OID);
 
+/* Locks on ids of this transaction. */
+static EsHeld id_locks;
+
+/*
+ * Lock an id to the end of the transaction.  The caller has es.command_log open
+ * with RowExclusiveLock.
+ */
 static void
 lock_id(Oid log, pg_uuid_t *id)
 {
@@ -61,7 +72,11 @@ lock_id(Oid log, pg_uuid_t *id)
 
 	SET_LOCKTAG_OBJECT(tag, MyDatabaseId, log, (uint32) hash,
 					   (uint16) (hash >> 32));
-	(void) LockAcquire(&tag, ExclusiveLock, false, false);
+	if (es_held(&id_locks) >= es_max_stream_locks &&
+		!es_lock_held(&tag, ExclusiveLock))
+		LockRelationOid(log, ShareRowExclusiveLock);
+	else if (LockAcquire(&tag, ExclusiveLock, false, false) == LOCKACQUIRE_OK)
+		es_held_add(&id_locks);
 }
 
 /*
@@ -120,7 +135,7 @@ es_dedup_find(const EsRequest *request, EsOutcome *outcome)
 
 	if (request->id == NULL)
 		return false;
-	rel = table_open(catalog->command_log, AccessShareLock);
+	rel = table_open(catalog->command_log, RowExclusiveLock);
 	slot = table_slot_create(rel, NULL);
 	lock_id(catalog->command_log, request->id);
 	ScanKeyInit(&key, 1, BTEqualStrategyNumber, F_UUID_EQ, UUIDPGetDatum(request->id));

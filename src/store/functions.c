@@ -5,6 +5,7 @@
  */
 #include "postgres.h"
 
+#include "access/htup_details.h"
 #include "catalog/pg_type.h"
 #include "es.h"
 #include "fmgr.h"
@@ -13,25 +14,51 @@
 #include "store/dedup.h"
 #include "store/functions.h"
 #include "utils/builtins.h"
+#include "utils/memutils.h"
 
 PG_FUNCTION_INFO_V1(es_append);
 PG_FUNCTION_INFO_V1(es_append_batch);
+
+static EsResultType append_result = {
+	2, {{"position", INT8OID}, {"version", INT8OID}}, NULL
+};
+static EsResultType append_batch_result = {
+	3, {{"first_position", INT8OID}, {"last_position", INT8OID}, {"version", INT8OID}}, NULL
+};
+
+/*
+ * The row type that a function returns, built at its first call in a session.
+ * get_call_result_type() would read it from the catalog in every call.
+ */
+TupleDesc
+es_result_type(EsResultType *type)
+{
+	if (type->desc == NULL)
+	{
+		MemoryContext old = MemoryContextSwitchTo(TopMemoryContext);
+		TupleDesc	desc = CreateTemplateTupleDesc(type->ncolumns);
+
+		for (int i = 0; i < type->ncolumns; i++)
+			TupleDescInitEntry(desc, i + 1, type->columns[i].name,
+							   type->columns[i].type, -1, 0);
+		type->desc = BlessTupleDesc(desc);
+		MemoryContextSwitchTo(old);
+	}
+	return type->desc;
+}
 
 /*
  * Return a row of bigints, which is what functions that append return.
  */
 Datum
-es_bigint_row(FunctionCallInfo fcinfo, int n, const int64 *columns)
+es_bigint_row(EsResultType *type, const int64 *columns)
 {
-	TupleDesc	desc;
 	Datum		values[3];
 	bool		nulls[3] = {false, false, false};
 
-	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE)
-		elog(ERROR, "return type must be a row type");
-	for (int i = 0; i < n; i++)
+	for (int i = 0; i < type->ncolumns; i++)
 		values[i] = Int64GetDatum(columns[i]);
-	return HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(desc), values, nulls));
+	return HeapTupleGetDatum(heap_form_tuple(es_result_type(type), values, nulls));
 }
 
 /*
@@ -151,7 +178,7 @@ es_append(PG_FUNCTION_ARGS)
 	append_once(&request, &event, 1, es_expected_version(fcinfo, 3), &outcome);
 	result[0] = outcome.position;
 	result[1] = outcome.version;
-	return es_bigint_row(fcinfo, 2, result);
+	return es_bigint_row(&append_result, result);
 }
 
 /*
@@ -331,5 +358,5 @@ es_append_batch(PG_FUNCTION_ARGS)
 	result[0] = outcome.position - outcome.events + 1;
 	result[1] = outcome.position;
 	result[2] = outcome.version;
-	return es_bigint_row(fcinfo, 3, result);
+	return es_bigint_row(&append_batch_result, result);
 }

@@ -33,25 +33,14 @@
 #include "storage/lmgr.h"
 #include "storage/lock.h"
 #include "store/append.h"
+#include "store/held.h"
 #include "store/lock.h"
 
-/* Locks of this transaction; reset when another transaction looks. */
-static int	nheld = 0;
-static LocalTransactionId nheld_of = InvalidLocalTransactionId;
+/* Locks of this transaction, those apart that stand for all. */
+static EsHeld held;
 
 /* Whether a decision was refused the lock on the log; es_log_was_refused(). */
 static bool log_refused = false;
-
-static int
-held(void)
-{
-	if (nheld_of != ES_MY_LXID)
-	{
-		nheld_of = ES_MY_LXID;
-		nheld = 0;
-	}
-	return nheld;
-}
 
 /*
  * Lock es.event against all other appenders.
@@ -104,7 +93,7 @@ take(Oid class, uint64 key, LOCKMODE mode, bool wait)
 
 	SET_LOCKTAG_OBJECT(tag, MyDatabaseId, class, (uint32) key,
 					   (uint16) (key >> 32));
-	if (held() >= es_max_stream_locks && !es_lock_held(&tag, mode))
+	if (es_held(&held) >= es_max_stream_locks && !es_lock_held(&tag, mode))
 	{
 		if (!wait)
 			return ConditionalLockRelationOid(es_catalog()->event,
@@ -114,7 +103,7 @@ take(Oid class, uint64 key, LOCKMODE mode, bool wait)
 	}
 	result = LockAcquire(&tag, mode, false, !wait);
 	if (result == LOCKACQUIRE_OK)
-		nheld++;
+		es_held_add(&held);
 	return result != LOCKACQUIRE_NOT_AVAIL;
 }
 
@@ -189,7 +178,7 @@ es_tag_locks_take(EsTagLocks *list)
 		if (n == 0 || list->locks[n - 1].key != list->locks[i].key)
 			list->locks[n++] = list->locks[i];
 	list->n = n;
-	if (held() + n > es_max_stream_locks)
+	if (es_held(&held) + n > es_max_stream_locks)
 	{
 		es_lock_log();
 		return;

@@ -34,6 +34,10 @@ PG_FUNCTION_INFO_V1(es_lock_matching);
 PG_FUNCTION_INFO_V1(es_read_matching);
 PG_FUNCTION_INFO_V1(es_read_to);
 
+static EsResultType append_if_result = {
+	3, {{"first_position", INT8OID}, {"last_position", INT8OID}, {"events_appended", INT8OID}}, NULL
+};
+
 /* How far this session's last es_read_matching() has read. */
 static int64 read_to = 0;
 
@@ -373,5 +377,5 @@ es_append_if(PG_FUNCTION_ARGS)
 	result[0] = outcome.position - outcome.events + 1;
 	result[1] = outcome.position;
 	result[2] = outcome.events;
-	return es_bigint_row(fcinfo, 3, result);
+	return es_bigint_row(&append_if_result, result);
 }

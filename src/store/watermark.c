@@ -146,6 +146,7 @@ es_watermark_shmem_init(void)
 		pg_atomic_init_u32(&d->served, 0);
 		pg_atomic_init_u32(&d->waiters, 0);
 		pg_atomic_init_u64(&d->changes, 0);
+		pg_atomic_init_u32(&d->watched_changes, 0);
 		pg_atomic_init_u64(&d->timer_changes, 0);
 		ConditionVariableInit(&d->progress);
 		ConditionVariableInit(&d->news);
@@ -184,6 +185,7 @@ find_or_make_database(Oid oid)
 		pg_atomic_write_u32(&d->wanted, 0);
 		pg_atomic_write_u32(&d->served, 0);
 		pg_atomic_write_u32(&d->waiters, 0);
+		pg_atomic_write_u32(&d->watched_changes, 0);
 		d->oid = oid;
 	}
 	LWLockRelease(shared->lock);

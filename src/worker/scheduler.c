@@ -12,6 +12,7 @@
 #include "catalog.h"
 #include "command/schedule.h"
 #include "es.h"
+#include "fanout/change.h"
 #include "fanout/notify.h"
 #include "fmgr.h"
 #include "guc.h"
@@ -40,6 +41,12 @@ extern PGDLLEXPORT void es_scheduler_main(Datum arg);
 #define PRUNE_MS			60000
 #define PRUNE_STEP			1000
 #define PRUNE_PAUSE_MS		100
+
+/*
+ * A session that waits for a synchronous standby in a commit that notifies
+ * holds the lock of all notifiers, and we do not wait for it longer than that.
+ */
+#define ANNOUNCE_LOCK_TIMEOUT	"1s"
 
 /*
  * What the scheduler knows; changed by this file alone.
@@ -167,11 +174,17 @@ refresh(void)
 }
 
 /*
- * Write the settled position down and announce it, in a transaction.
+ * Write the settled position down and announce it, and what has changed in
+ * watched tables, in a transaction.
  */
 static void
 publish_in_transaction(int64 settled, bool announce)
 {
+	bool		changes = announce && es_changes_pending();
+
+	/* What is committed after this tells us again. */
+	if (changes)
+		es_changes_expect(false);
 	SetCurrentStatementStartTimestamp();
 	StartTransactionCommand();
 	PushActiveSnapshot(GetTransactionSnapshot());
@@ -179,11 +192,21 @@ publish_in_transaction(int64 settled, bool announce)
 		es_settled_record(settled);
 	if (state.announced < 0)
 		state.announced = es_announced_position();
-	if (announce && settled > state.announced && es_identity_active())
-		es_announce(state.announced, settled);
+	if (announce)
+	{
+		bool		active = es_identity_active();
+
+		(void) set_config_option("lock_timeout", ANNOUNCE_LOCK_TIMEOUT,
+								 PGC_USERSET, PGC_S_SESSION,
+								 GUC_ACTION_LOCAL, true, 0, false);
+		if (active && settled > state.announced)
+			es_announce(state.announced, settled);
+		if (changes)
+			es_changes_announce(!active);
+	}
 	PopActiveSnapshot();
 	CommitTransactionCommand();
-	state.recorded = settled;
+	state.recorded = Max(state.recorded, settled);
 	if (announce)
 		state.announced = Max(state.announced, settled);
 }
@@ -201,6 +224,7 @@ announcement_failed(const ErrorData *error)
 				 errhint("See es_channels; pg_notification_queue_usage() tells whether a listener sleeps in a transaction.")));
 	state.announce_at = TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
 													ANNOUNCE_RETRY_MS);
+	es_changes_expect(true);
 	SetCurrentStatementStartTimestamp();
 	StartTransactionCommand();
 	PushActiveSnapshot(GetTransactionSnapshot());
@@ -274,15 +298,16 @@ announce(void)
 	long		ms;
 
 	wake_consumers(settled);
-	if (settled <= state.announced)
+	if (settled <= state.announced && !es_changes_pending())
 		return ES_HEARTBEAT_MS;
-	if (settled <= state.recorded && state.announce_at > when)
-		return es_worker_ms_until(state.announce_at);
+	/* Where it failed, and there is nothing new to write down meanwhile. */
+	if (settled <= state.recorded)
+		when = Max(when, state.announce_at);
 	ms = es_worker_ms_until(when);
 	if (ms > 0)
 	{
 		/* Until then nobody needs to wake us. */
-		es_worker_listen(false);
+		es_worker_listen(settled <= state.recorded);
 		return ms;
 	}
 	publish(settled);
@@ -299,7 +324,8 @@ start_those_of(Oid owner, int processes)
 
 	for (int i = 0; i < processes; i++)
 		if (!es_worker_exists(ES_PROJECTOR, MyDatabaseId, owner, i) &&
-			es_restart_due(&state.restarts, owner, i, &timeout))
+			es_restart_due(&state.restarts, ES_PROJECTOR, MyDatabaseId, owner, i,
+						   &timeout))
 		{
 			(void) es_worker_start(ES_PROJECTOR, MyDatabaseId, owner, i);
 			timeout = Min(timeout, 1000);
@@ -426,6 +452,8 @@ begin(Datum arg)
 		proc_exit(0);
 	}
 	es_serve_database(true);
+	/* A predecessor may have left some. */
+	es_changes_expect(true);
 }
 
 void

@@ -53,8 +53,8 @@ extern void es_workers_dismiss(EsWorkerKind kind, Oid database, Oid role,
 							   int keep);
 extern void es_workers_reap(EsWorkerKind kind, Oid database);
 extern bool es_workers_stop(Oid database);
-extern bool es_restart_due(List **restarts, Oid key, int number,
-						   long *timeout_ms);
+extern bool es_restart_due(List **restarts, EsWorkerKind kind, Oid database,
+						   Oid role, int number, long *timeout_ms);
 extern void es_restart_forget(List **restarts, Oid key, int number);
 
 #endif							/* ES_WORKER_SHELL_H */

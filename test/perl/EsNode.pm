@@ -111,6 +111,22 @@ sub wait_gone
 	return;
 }
 
+# Kill the server with no chance to do anything, and wait until it can be started
+# again: its processes are gone, and with them its shared memory.
+sub crash
+{
+	my ($node) = @_;
+	my $postmaster = $node->{_pid};
+	my @children = grep {
+		-r "/proc/$_/stat"
+		  && slurp_file("/proc/$_/stat") =~ /\) \S $postmaster /
+	} map { m{^/proc/(\d+)$} } glob('/proc/[0-9]*');
+
+	$node->kill9;
+	$node->wait_gone($_) for ($postmaster, @children);
+	return;
+}
+
 # Where the server's log ends: give it to log_has() to look at what follows.
 sub log_end
 {

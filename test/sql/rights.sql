@@ -1,5 +1,6 @@
 -- Who may do what: nothing for PUBLIC, jobs by es_grant(), single commands by
 -- es_grant_command(), rows by row security.
+\set SHOW_CONTEXT never
 SET client_min_messages = error;
 CREATE DATABASE regress_es_rights;
 \c regress_es_rights
@@ -100,7 +101,9 @@ CREATE ROLE regress_es_projector LOGIN;
 CREATE ROLE regress_es_admin;
 SELECT es_grant('regress_es_reader', 'reader'), es_grant('regress_es_writer', 'writer'),
 	   es_grant('regress_es_projector', 'projector'), es_grant('regress_es_admin', 'admin');
+\set VERBOSITY sqlstate
 SELECT es_grant('regress_es_reader', 'king');
+\set VERBOSITY default
 SELECT es_grant('-', 'reader');
 SET ROLE regress_es_reader;
 SELECT count(*) FROM es_read();
@@ -169,7 +172,8 @@ RESET ROLE;
 SELECT es_revoke('regress_es_reader', 'writer'), es_revoke('regress_es_nobody', 'reader'),
 	   es_revoke('regress_es_admin', 'admin'), es_revoke('regress_es_projector', 'projector');
 SELECT count(*) AS rights_left
-  FROM (SELECT proacl AS acl FROM pg_proc UNION ALL SELECT relacl FROM pg_class UNION ALL SELECT nspacl FROM pg_namespace) a,
+  FROM (SELECT proacl AS acl FROM pg_proc UNION ALL SELECT relacl FROM pg_class
+		UNION ALL SELECT nspacl FROM pg_namespace) a,
 	   aclexplode(acl) x
  WHERE x.grantee::regrole::text IN ('regress_es_reader', 'regress_es_nobody', 'regress_es_admin', 'regress_es_projector')
    AND x.privilege_type <> 'CREATE';
