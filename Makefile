@@ -33,7 +33,7 @@ ISOLATION_OPTS = --inputdir=test/isolation --outputdir=. \
 	--load-extension=$(EXTENSION)
 
 # PostgreSQL's own headers are not clean under the last two.
-PG_CPPFLAGS = -I$(srcdir)/src $(if $(filter 1,$(ES_DEBUG)),-DES_DEBUG)
+PG_CPPFLAGS = -I$(srcdir)/src -DES_VERSION='"$(EXTVERSION)"' $(if $(filter 1,$(ES_DEBUG)),-DES_DEBUG)
 PG_CFLAGS = -Wall -Wextra -Wno-unused-parameter -Wno-sign-compare
 
 # The server's flags were chosen for gcc; clang warns of what it lacks.
@@ -76,6 +76,7 @@ setup:
 test:
 	test/run $(TESTS)
 
+# KEEP=1 opens psql in the store when the demo has ended.
 demo:
 	demo/run
 

@@ -159,14 +159,60 @@ CREATE VIEW es_projection_errors AS
 COMMENT ON VIEW es_projection_errors IS 'The latest 100 errors of each projection, newest first.';
 
 CREATE VIEW es_commands AS
-	SELECT name, category, event_type, validate, creates, payload_type,
-		   owner::pg_catalog.text AS owner, created_at
+	SELECT name, category, event_type, validate, decide, creates, payload_type,
+		   owner::pg_catalog.text AS owner, created_at, search_path
 	  FROM es.command_type;
 COMMENT ON VIEW es_commands IS 'The commands that es_submit() accepts.';
+
+CREATE VIEW es_aggregates AS
+	SELECT a.category, a.evolve, a.initial_state, a.snapshot_every,
+		   (SELECT pg_catalog.array_agg(c.name ORDER BY c.name)
+			  FROM es.command_type c
+			 WHERE c.category OPERATOR(pg_catalog.=) a.category) AS commands,
+		   s.snapshots, s.last_snapshot_at,
+		   a.owner::pg_catalog.text AS owner, a.created_at, a.search_path
+	  FROM es.aggregate a
+	 CROSS JOIN LATERAL (
+		SELECT pg_catalog.count(*) AS snapshots, pg_catalog.max(s.taken_at) AS last_snapshot_at
+		  FROM es.snapshot s
+		 WHERE s.stream OPERATOR(pg_catalog.=) a.category
+			OR (s.stream OPERATOR(pg_catalog.>=) (a.category OPERATOR(pg_catalog.||) '-')
+				AND s.stream OPERATOR(pg_catalog.<) (a.category OPERATOR(pg_catalog.||) '.'))) s;
+COMMENT ON VIEW es_aggregates IS
+	'The aggregates: how events become a state, their commands and snapshots.';
+
+CREATE VIEW es_schedules AS
+	SELECT s.id, s.command, s.aggregate_id, s.due,
+		   CASE WHEN s.next_at IS NULL THEN 'failed'
+				WHEN s.attempts OPERATOR(pg_catalog.>) 0 THEN 'retrying'
+				ELSE 'pending'
+		   END AS status,
+		   s.next_at AS next_attempt_at, s.attempts,
+		   s.error AS last_error, s.error_sqlstate AS last_error_sqlstate,
+		   s.error_at AS last_error_at,
+		   s.owner::pg_catalog.text AS owner, s.created_at, s.payload, s.metadata
+	  FROM es.schedule s
+	 WHERE pg_catalog.pg_has_role(s.owner, 'USAGE')
+	 ORDER BY s.due;
+COMMENT ON VIEW es_schedules IS
+	'Scheduled commands, of the roles that one can act as: what is pending, and what failed and why.';
 
 --
 -- Rights: GRANT on the right objects, by the name of a job.
 --
+
+-- What es_grant() gave to whom: two kinds of rights share objects, and taking
+-- one back must not take from the other.
+CREATE TABLE es.role_grant (
+	grantee		regrole NOT NULL,
+	kind		text COLLATE pg_catalog."C" NOT NULL,
+	CONSTRAINT role_grant_pkey PRIMARY KEY (grantee, kind)
+);
+COMMENT ON TABLE es.role_grant IS 'Who was given which kind of rights; kept by es_grant().';
+
+-- A role that was dropped would be dumped as a number, perhaps that of another.
+SELECT pg_catalog.pg_extension_config_dump('es.role_grant',
+	'WHERE EXISTS (SELECT FROM pg_catalog.pg_roles r WHERE r.oid OPERATOR(pg_catalog.=) grantee)');
 
 -- The objects of the extension that a kind of role needs, as GRANT writes them.
 CREATE FUNCTION es.rights(kind text) RETURNS SETOF text
@@ -178,23 +224,38 @@ DECLARE
 	relations text[];
 BEGIN
 	functions := CASE kind
-		WHEN 'reader' THEN ARRAY['es_read', 'es_stream', 'es_settled', 'es_epoch', 'es_wait', 'suspended']
-		WHEN 'writer' THEN ARRAY['es_append', 'es_append_batch', 'es_submit', 'es_settled', 'es_epoch', 'es_wait']
-		WHEN 'projector' THEN ARRAY['es_create_projection', 'es_alter_projection', 'es_drop_projection',
+		WHEN 'reader' THEN ARRAY[
+			'es_read', 'es_stream', 'es_state', 'es_read_matching', 'es_read_to',
+			'es_settled', 'es_epoch', 'es_wait', 'suspended']
+		WHEN 'writer' THEN ARRAY[
+			'es_append', 'es_append_batch', 'es_append_if', 'es_lock_matching', 'es_submit',
+			'es_schedule', 'es_cancel', 'es_settled', 'es_epoch', 'es_wait']
+		WHEN 'projector' THEN ARRAY[
+			'es_create_projection', 'es_alter_projection', 'es_drop_projection',
 			'es_pause', 'es_resume', 'es_retry', 'es_discard', 'es_rebuild', 'es_cancel_rebuild',
 			'es_settled', 'es_epoch', 'es_wait',
-			'suspended', 'batch_after', 'batch_to', 'batch_has', 'batch_event', 'stream_partition']
+			'suspended', 'batch_after', 'batch_to', 'batch_has', 'batch_event',
+			'stream_partition']
+		WHEN 'consumer' THEN ARRAY[
+			'es_create_subscription', 'es_drop_subscription', 'es_fetch', 'es_ack',
+			'es_nack', 'es_heartbeat', 'es_leave', 'es_retry_delivery',
+			'es_read', 'es_settled', 'es_epoch']
 	END;
 	relations := CASE kind
-		WHEN 'reader' THEN ARRAY['event', 'tag', 'es_projections', 'es_stat_partitions', 'es_commands']
-		WHEN 'writer' THEN ARRAY['es_commands']
-		WHEN 'projector' THEN ARRAY['es_batch', 'es_projections', 'es_stat_partitions', 'es_stat_rebuild',
+		WHEN 'reader' THEN ARRAY[
+			'event', 'tag', 'es_projections', 'es_stat_partitions', 'es_commands',
+			'es_aggregates']
+		WHEN 'writer' THEN ARRAY['es_commands', 'es_aggregates', 'es_schedules']
+		WHEN 'projector' THEN ARRAY[
+			'event', 'es_batch', 'es_projections', 'es_stat_partitions', 'es_stat_rebuild',
 			'es_projection_errors', 'dead_letter']
+		WHEN 'consumer' THEN ARRAY[
+			'event', 'es_subscriptions', 'es_dead_deliveries', 'es_channels']
 	END;
-	IF kind NOT IN ('reader', 'writer', 'projector', 'admin') THEN
+	IF kind NOT IN ('reader', 'writer', 'projector', 'consumer', 'admin') THEN
 		RAISE EXCEPTION 'unrecognized kind of rights "%"', kind
 			USING ERRCODE = 'invalid_parameter_value',
-				  HINT = 'It must be reader, writer, projector or admin.';
+				  HINT = 'It must be reader, writer, projector, consumer or admin.';
 	END IF;
 
 	RETURN QUERY
@@ -218,53 +279,78 @@ END
 $$;
 COMMENT ON FUNCTION es.rights(text) IS 'The rights that es_grant() gives for a kind of role.';
 
+-- As the owner of the extension: who may call this is an administrator of the
+-- log, and makes others readers, writers, projectors and administrators.
 CREATE FUNCTION es_grant("role" regrole, kind text) RETURNS void
-	LANGUAGE plpgsql VOLATILE STRICT
+	LANGUAGE plpgsql VOLATILE STRICT SECURITY DEFINER
 	SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
 	r text;
 BEGIN
+	-- regrole takes "-" and numbers, too.
+	IF NOT EXISTS (SELECT FROM pg_roles WHERE oid = "role") THEN
+		RAISE EXCEPTION 'role with OID % does not exist', "role"::oid
+			USING ERRCODE = 'undefined_object';
+	END IF;
 	FOR r IN SELECT es.rights(kind) LOOP
 		EXECUTE format('GRANT %s TO %s', r, "role");
 	END LOOP;
+	INSERT INTO es.role_grant VALUES ("role", kind) ON CONFLICT DO NOTHING;
 END
 $$;
 COMMENT ON FUNCTION es_grant(regrole, text) IS
-	'Give a role the rights of a reader, writer, projector or admin of the log.';
+	'Give a role the rights of a reader, writer, projector, consumer or admin of the log.';
 
 CREATE FUNCTION es_revoke("role" regrole, kind text) RETURNS void
-	LANGUAGE plpgsql VOLATILE STRICT
+	LANGUAGE plpgsql VOLATILE STRICT SECURITY DEFINER
 	SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
 	r text;
 BEGIN
-	FOR r IN SELECT es.rights(kind) LOOP
-		CONTINUE WHEN r LIKE 'USAGE %' AND kind <> 'admin';
+	DELETE FROM es.role_grant g
+	 WHERE g.grantee = "role" AND g.kind = es_revoke.kind;
+	FOR r IN
+		SELECT es.rights(es_revoke.kind)
+		EXCEPT
+		SELECT es.rights(g.kind) FROM es.role_grant g WHERE g.grantee = "role"
+		EXCEPT
+		SELECT format('EXECUTE ON FUNCTION %s', p.oid::regprocedure)
+		  FROM pg_proc p
+		 WHERE p.proname = 'es_submit'
+		   AND EXISTS (SELECT FROM es.command_grant c WHERE c.grantee = "role")
+	LOOP
 		EXECUTE format('REVOKE %s FROM %s', r, "role");
 	END LOOP;
 END
 $$;
 COMMENT ON FUNCTION es_revoke(regrole, text) IS
-	'Take back what es_grant() gave; what another kind of rights shares with it goes too.';
+	'Take back what es_grant() gave, but for what another kind of rights of the role includes.';
 
-REVOKE ALL ON ALL TABLES IN SCHEMA es FROM PUBLIC;
-REVOKE ALL ON ALL SEQUENCES IN SCHEMA es FROM PUBLIC;
-REVOKE ALL ON ALL FUNCTIONS IN SCHEMA es FROM PUBLIC;
+-- PUBLIC gets nothing, whatever the default privileges of the database are.
 DO $$
 DECLARE
-	f text;
+	object text;
 BEGIN
-	FOR f IN SELECT p.oid::pg_catalog.regprocedure
-			   FROM pg_catalog.pg_depend d
-			   JOIN pg_catalog.pg_extension x ON x.oid OPERATOR(pg_catalog.=) d.refobjid
-			   JOIN pg_catalog.pg_proc p ON p.oid OPERATOR(pg_catalog.=) d.objid
-			  WHERE d.classid OPERATOR(pg_catalog.=) 'pg_catalog.pg_proc'::pg_catalog.regclass
-				AND d.deptype OPERATOR(pg_catalog.=) 'e'
-				AND x.extname OPERATOR(pg_catalog.=) 'es'
+	FOR object IN
+		SELECT pg_catalog.format('FUNCTION %s', d.objid::pg_catalog.regprocedure)
+		  FROM pg_catalog.pg_depend d
+		  JOIN pg_catalog.pg_extension x ON x.oid OPERATOR(pg_catalog.=) d.refobjid
+		 WHERE d.classid OPERATOR(pg_catalog.=) 'pg_catalog.pg_proc'::pg_catalog.regclass
+		   AND d.deptype OPERATOR(pg_catalog.=) 'e'
+		   AND x.extname OPERATOR(pg_catalog.=) 'es'
+		UNION ALL
+		SELECT pg_catalog.format('TABLE %s', c.oid::pg_catalog.regclass)
+		  FROM pg_catalog.pg_depend d
+		  JOIN pg_catalog.pg_extension x ON x.oid OPERATOR(pg_catalog.=) d.refobjid
+		  JOIN pg_catalog.pg_class c ON c.oid OPERATOR(pg_catalog.=) d.objid
+		 WHERE d.classid OPERATOR(pg_catalog.=) 'pg_catalog.pg_class'::pg_catalog.regclass
+		   AND d.deptype OPERATOR(pg_catalog.=) 'e'
+		   AND c.relkind OPERATOR(pg_catalog.=) ANY ('{r,v,S}')
+		   AND x.extname OPERATOR(pg_catalog.=) 'es'
 	LOOP
-		EXECUTE pg_catalog.format('REVOKE ALL ON FUNCTION %s FROM PUBLIC', f);
+		EXECUTE pg_catalog.format('REVOKE ALL ON %s FROM PUBLIC', object);
 	END LOOP;
 END
 $$;

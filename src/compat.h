@@ -68,13 +68,14 @@
 #define ES_WORKER_FLAGS			0
 #endif
 
+/* A lexer that looks into escapes too: jsonb does not take \u0000. */
 #if PG_VERSION_NUM >= 170000
 #define es_json_lexer(json, len) \
-	makeJsonLexContextCstringLen(NULL, json, len, GetDatabaseEncoding(), false)
+	makeJsonLexContextCstringLen(NULL, json, len, GetDatabaseEncoding(), true)
 #define es_lock_held(tag, mode)	LockHeldByMe(tag, mode, false)
 #else
 #define es_json_lexer(json, len) \
-	makeJsonLexContextCstringLen(json, len, GetDatabaseEncoding(), false)
+	makeJsonLexContextCstringLen(json, len, GetDatabaseEncoding(), true)
 #define es_lock_held(tag, mode)	LockHeldByMe(tag, mode)
 #endif
 
@@ -84,6 +85,15 @@
 #define ES_NORETURN				pg_attribute_noreturn()
 #endif
 
+/* What a check hook keeps for its assign hook, which guc.c frees. */
+#if PG_VERSION_NUM >= 160000
+#define es_guc_malloc(size)		guc_malloc(LOG, size)
+#define es_guc_free(p)			guc_free(p)
+#else
+#define es_guc_malloc(size)		malloc(size)
+#define es_guc_free(p)			free(p)
+#endif
+
 /* What our processes wait for, as pg_stat_activity shows it. */
 #if PG_VERSION_NUM >= 170000
 #define ES_WAIT_EVENT(name)		WaitEventExtensionNew(name)
@@ -91,8 +101,14 @@
 #define ES_WAIT_EVENT(name)		PG_WAIT_EXTENSION
 #endif
 
+/*
+ * libpq/libpq.h declares it, which cannot be included where the headers of
+ * GSSAPI are not installed.
+ */
+extern bool pq_check_connection(void);
+
 #if PG_VERSION_NUM >= 180000
-#define ES_MODULE_MAGIC			PG_MODULE_MAGIC_EXT(.name = "es", .version = "0.1")
+#define ES_MODULE_MAGIC			PG_MODULE_MAGIC_EXT(.name = "es", .version = ES_VERSION)
 #else
 #define ES_MODULE_MAGIC			PG_MODULE_MAGIC
 #endif

@@ -6,8 +6,10 @@
 #include "postgres.h"
 
 #include "catalog.h"
-#include "command/registry.h"
+#include "command/definition.h"
 #include "es.h"
+#include "fanout/channel.h"
+#include "fanout/lease.h"
 #include "fmgr.h"
 #include "guc.h"
 #include "miscadmin.h"
@@ -16,6 +18,7 @@
 #include "projection/sync.h"
 #include "storage/ipc.h"
 #include "store/guard.h"
+#include "store/hint.h"
 #include "store/wakeup.h"
 #include "store/watermark.h"
 #include "worker/database.h"
@@ -35,7 +38,9 @@ shmem_request(void)
 	if (previous_shmem_request)
 		previous_shmem_request();
 	es_watermark_shmem_request();
+	es_hint_shmem_request();
 	es_wakeup_shmem_request();
+	es_lease_shmem_request();
 	es_shell_shmem_request();
 }
 
@@ -46,7 +51,9 @@ shmem_startup(void)
 		previous_shmem_startup();
 	LWLockAcquire(AddinShmemInitLock, LW_EXCLUSIVE);
 	es_watermark_shmem_init();
+	es_hint_shmem_init();
 	es_wakeup_shmem_init();
+	es_lease_shmem_init();
 	es_shell_shmem_init();
 	LWLockRelease(AddinShmemInitLock);
 }
@@ -58,8 +65,10 @@ _PG_init(void)
 	es_catalog_init();
 	es_watermark_init();
 	es_guard_init();
-	es_command_registry_init();
+	es_definitions_init();
 	es_projection_registry_init();
+	es_channel_init();
+	es_lease_init();
 	es_sync_init();
 	es_depend_init();
 
@@ -71,6 +80,6 @@ _PG_init(void)
 	previous_shmem_startup = shmem_startup_hook;
 	shmem_startup_hook = shmem_startup;
 	es_database_hook_init();
-	if (!IsBinaryUpgrade)
+	if (!IsBinaryUpgrade && es_workers)
 		es_launcher_register();
 }

@@ -6,6 +6,8 @@
 #ifndef ES_FANOUT_NOTIFY_H
 #define ES_FANOUT_NOTIFY_H
 
-extern void es_notify_settled(int64 settled);
+extern int64 es_announced_position(void);
+extern void es_announce(int64 after, int64 settled);
+extern void es_announce_failed(const ErrorData *error);
 
 #endif							/* ES_FANOUT_NOTIFY_H */

@@ -185,31 +185,6 @@ es_projection_check_query(const char *query)
 }
 
 /*
- * Before PostgreSQL 17 a worker cannot connect as a role without LOGIN.
- */
-static void
-check_owner(Oid owner)
-{
-	HeapTuple	tuple;
-	bool		can_login;
-
-	if (!ES_WORKER_NEEDS_LOGIN)
-		return;
-	tuple = SearchSysCache1(AUTHOID, ObjectIdGetDatum(owner));
-	if (!HeapTupleIsValid(tuple))
-		elog(ERROR, "cache lookup failed for role %u", owner);
-	can_login = ((Form_pg_authid) GETSTRUCT(tuple))->rolcanlogin;
-	ReleaseSysCache(tuple);
-	if (!can_login)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("role \"%s\" cannot own a projection: it cannot log in",
-						GetUserNameFromId(owner, false)),
-				 errdetail("The worker connects as the projection's owner."),
-				 errhint("ALTER ROLE ... LOGIN, with no password if nobody else shall connect as it.")));
-}
-
-/*
  * A list of names must have no NULL and no empty one.
  */
 static void
@@ -358,7 +333,8 @@ check_definition(FunctionCallInfo fcinfo)
 	es_check_word(word_argument(fcinfo, ARG_ON_ERROR), "on_error", "stop", "skip");
 	check_numbers(fcinfo);
 	check_tables(fcinfo);
-	check_owner(GetUserId());
+	es_check_worker_role(GetUserId(), "own a projection",
+						 "The worker connects as the projection's owner.");
 	es_projection_check_query(text_to_cstring(PG_GETARG_TEXT_PP(ARG_QUERY)));
 }
 

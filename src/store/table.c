@@ -250,22 +250,34 @@ es_writer_insert_row(EsWriter *writer, Datum *values, bool *nulls)
 }
 
 /*
- * Find the first row, in the given direction of the index, that matches the
+ * Find the first row, in the given direction of an open index, that matches the
  * keys and is committed at this instant or our own, be it of this command.
  * The caller's lock sees to it that "this instant" is long enough.  The slot
  * is of the table's own kind and keeps the row's page pinned.
+ */
+bool
+es_index_find_in(Relation rel, Relation index, ScanKey keys, int nkeys,
+				 ScanDirection direction, TupleTableSlot *slot)
+{
+	IndexScanDesc scan = es_index_beginscan(rel, index, SnapshotSelf, nkeys);
+	bool		found;
+
+	index_rescan(scan, keys, nkeys, NULL, 0);
+	found = index_getnext_slot(scan, direction, slot);
+	index_endscan(scan);
+	return found;
+}
+
+/*
+ * The same, by the index's oid.
  */
 bool
 es_index_find(Relation rel, Oid index, ScanKey keys, int nkeys,
 			  ScanDirection direction, TupleTableSlot *slot)
 {
 	Relation	indexrel = index_open(index, AccessShareLock);
-	IndexScanDesc scan = es_index_beginscan(rel, indexrel, SnapshotSelf, nkeys);
-	bool		found;
+	bool		found = es_index_find_in(rel, indexrel, keys, nkeys, direction, slot);
 
-	index_rescan(scan, keys, nkeys, NULL, 0);
-	found = index_getnext_slot(scan, direction, slot);
-	index_endscan(scan);
 	index_close(indexrel, NoLock);
 	return found;
 }

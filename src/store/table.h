@@ -50,6 +50,9 @@ extern TupleTableSlot *es_slot_for_writing(const EsWriter *writer);
 extern void es_writer_insert(EsWriter *writer, TupleTableSlot **slots, int nslots);
 extern void es_writer_insert_row(EsWriter *writer, Datum *values, bool *nulls);
 
+extern bool es_index_find_in(Relation rel, Relation index, ScanKey keys,
+							 int nkeys, ScanDirection direction,
+							 TupleTableSlot *slot);
 extern bool es_index_find(Relation rel, Oid index, ScanKey keys, int nkeys,
 						  ScanDirection direction, TupleTableSlot *slot);
 

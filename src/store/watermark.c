@@ -27,8 +27,9 @@
  *
  * The counter lives in shared memory.  The sequence es.event_position is its
  * durable upper bound, moved a block ahead before any position of the block
- * is used; its WAL record precedes those of the events, so after a crash the
- * counter begins above every position that a client ever saw.
+ * is used and flushed, so after a crash the counter begins above every position
+ * that a client ever saw, also of events that were lost with an asynchronous
+ * commit.
  *
  * Only transactions that appended hold W back.
  *-------------------------------------------------------------------------
@@ -47,6 +48,7 @@
 #include "funcapi.h"
 #include "guc.h"
 #include "miscadmin.h"
+#include "store/table.h"
 #include "store/wakeup.h"
 #include "store/watermark.h"
 #include "storage/ipc.h"
@@ -102,6 +104,7 @@ static Slot *my_slot = NULL;
  */
 static bool wake = false;
 static bool changed = false;
+static bool timers_changed = false;
 
 static Size
 shmem_size(void)
@@ -143,7 +146,9 @@ es_watermark_shmem_init(void)
 		pg_atomic_init_u32(&d->served, 0);
 		pg_atomic_init_u32(&d->waiters, 0);
 		pg_atomic_init_u64(&d->changes, 0);
+		pg_atomic_init_u64(&d->timer_changes, 0);
 		ConditionVariableInit(&d->progress);
+		ConditionVariableInit(&d->news);
 	}
 	shared->nslots = MaxBackends;
 	shared->slots = (Slot *) CACHELINEALIGN(&shared->databases[es_max_databases]);
@@ -236,18 +241,23 @@ es_databases_wanted(Oid *databases, int max)
 }
 
 /*
- * Say that a database with an entry should have a scheduler, or should not.
+ * Say that a database should have a scheduler, or should not.  Returns whether
+ * it should have had one so far.
  */
-void
+bool
 es_want_database(Oid database, bool wanted)
 {
 	EsDatabase *d;
+	bool		before = false;
 
+	if (wanted)
+		(void) find_or_make_database(database);
 	LWLockAcquire(shared->lock, LW_SHARED);
 	d = find_database(database);
 	if (d != NULL)
-		pg_atomic_write_u32(&d->wanted, wanted ? 1 : 0);
+		before = pg_atomic_exchange_u32(&d->wanted, wanted ? 1 : 0) != 0;
 	LWLockRelease(shared->lock);
+	return before;
 }
 
 /*
@@ -256,8 +266,11 @@ es_want_database(Oid database, bool wanted)
 void
 es_serve_database(bool served)
 {
-	EsDatabase *d = es_database();
+	/* One that found no log shall not take up an entry when it leaves. */
+	EsDatabase *d = served ? es_database() : my_database;
 
+	if (d == NULL)
+		return;
 	if (served)
 		pg_atomic_write_u32(&d->wanted, 1);
 	pg_atomic_write_u32(&d->served, served ? 1 : 0);
@@ -318,6 +331,49 @@ reserved_bound(Oid sequence)
 }
 
 /*
+ * The settled position as the scheduler last wrote it.
+ */
+static int64
+recorded_settled_position(Snapshot snapshot)
+{
+	Relation	rel = table_open(es_catalog()->settled, AccessShareLock);
+	TupleTableSlot *slot = table_slot_create(rel, NULL);
+	TableScanDesc scan = table_beginscan(rel, snapshot, 0, NULL);
+	int64		position = 0;
+
+	if (table_scan_getnextslot(scan, ForwardScanDirection, slot))
+	{
+		bool		isnull;
+
+		position = DatumGetInt64(slot_getattr(slot, 2, &isnull));
+	}
+	table_endscan(scan);
+	ExecDropSingleTupleTableSlot(slot);
+	table_close(rel, AccessShareLock);
+	return position;
+}
+
+/*
+ * The highest position that is in the log or was announced, or 0: what no new
+ * position may be, even where somebody set the sequence back.
+ */
+static int64
+highest_used(void)
+{
+	const EsCatalog *catalog = es_catalog();
+	Relation	rel = table_open(catalog->event, AccessShareLock);
+	TupleTableSlot *slot = table_slot_create(rel, NULL);
+	int64		highest = recorded_settled_position(SnapshotSelf);
+	bool		isnull;
+
+	if (es_index_find(rel, catalog->event_key, NULL, 0, BackwardScanDirection, slot))
+		highest = Max(highest, DatumGetInt64(slot_getattr(slot, 1, &isnull)));
+	ExecDropSingleTupleTableSlot(slot);
+	table_close(rel, AccessShareLock);
+	return highest;
+}
+
+/*
  * Begin the counter behind what the sequence has reserved.  That is needed
  * after a restart, for a log that was created anew, and, as long as nothing
  * was appended through this counter, for one that a restore has just filled.
@@ -325,7 +381,7 @@ reserved_bound(Oid sequence)
 static void
 seed(EsDatabase *d, Oid sequence)
 {
-	int64		bound = reserved_bound(sequence);
+	int64		bound = Max(reserved_bound(sequence), highest_used());
 
 	SpinLockAcquire(&d->mutex);
 	if (d->sequence != sequence || (d->next <= 1 && d->bound < bound))
@@ -362,7 +418,7 @@ try_take(EsDatabase *d, int64 count)
 	int64		first = 0;
 
 	SpinLockAcquire(&d->mutex);
-	if (d->next + count - 1 <= d->bound)
+	if (count <= d->bound - d->next + 1)
 	{
 		first = d->next;
 		if (pg_atomic_read_u64(&my_slot->s.first) == 0)
@@ -374,34 +430,61 @@ try_take(EsDatabase *d, int64 count)
 }
 
 /*
+ * Move the sequence, whose last value was "bound", a block ahead.
+ */
+static int64
+next_block(EsDatabase *d, int64 bound)
+{
+	int64		value = nextval_internal(d->sequence, false);
+
+	if (value <= bound)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("sequence es.event_position is behind the log"),
+				 errdetail("It returned " INT64_FORMAT ", but positions up to " INT64_FORMAT " are used or reserved.",
+						   value, bound),
+				 errhint("Run SELECT setval('es.event_position', " INT64_FORMAT ").",
+						 (bound + BLOCK - 1) / BLOCK * BLOCK)));
+	return value;
+}
+
+/*
  * Let the sequence cover at least "count" more positions.
  *
  * The sequence's lock is taken before ours, so that nothing can make us wait
- * while we hold the LWLock.
+ * while we hold the LWLock.  The counter learns of the new bound when that is
+ * on disk: with synchronous_commit off a commit is seen before it is, and what
+ * a reader has seen must not be handed out again after a crash.  (A sequence
+ * writes WAL once for 32 blocks, so that is a flush for 2048 positions.)
  */
 static void
 extend(EsDatabase *d, int64 count)
 {
+	XLogRecPtr	written = XactLastRecEnd;
+	int64		next;
+	int64		bound;
+
 	LockRelationOid(d->sequence, RowExclusiveLock);
 	LWLockAcquire(d->lock, LW_EXCLUSIVE);
-	while (d->next + count - 1 > d->bound)
+	next = d->next;
+	bound = d->bound;
+	while (count > bound - next + 1)
 	{
-		int64		value = nextval_internal(d->sequence, false);
+		int64		value = next_block(d, bound);
 
-		if (value <= d->bound)
-			ereport(ERROR,
-					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-					 errmsg("sequence es.event_position was moved backwards"),
-					 errdetail("It returned " INT64_FORMAT ", but positions up to " INT64_FORMAT " are reserved.",
-							   value, d->bound),
-					 errhint("Set it to the higher value with setval().")));
-		SpinLockAcquire(&d->mutex);
 		/* A sequence that somebody moved ahead leaves a hole. */
-		if (value - BLOCK > d->bound)
-			d->next = value - BLOCK + 1;
-		d->bound = value;
-		SpinLockRelease(&d->mutex);
+		if (value - BLOCK > bound)
+			next = value - BLOCK + 1;
+		bound = value;
 	}
+	if (XactLastRecEnd > written)
+		XLogFlush(XactLastRecEnd);
+
+	/* Others have taken positions meanwhile, or seed() has found the block. */
+	SpinLockAcquire(&d->mutex);
+	d->next = Max(d->next, next);
+	d->bound = Max(d->bound, bound);
+	SpinLockRelease(&d->mutex);
 	LWLockRelease(d->lock);
 }
 
@@ -421,29 +504,6 @@ es_take_positions(int64 count)
 	while ((first = try_take(d, count)) == 0)
 		extend(d, count);
 	return first;
-}
-
-/*
- * The settled position as the scheduler last wrote it.
- */
-static int64
-recorded_settled_position(void)
-{
-	Relation	rel = table_open(es_catalog()->settled, AccessShareLock);
-	TupleTableSlot *slot = table_slot_create(rel, NULL);
-	TableScanDesc scan = table_beginscan(rel, GetActiveSnapshot(), 0, NULL);
-	int64		position = 0;
-
-	if (table_scan_getnextslot(scan, ForwardScanDirection, slot))
-	{
-		bool		isnull;
-
-		position = DatumGetInt64(slot_getattr(slot, 2, &isnull));
-	}
-	table_endscan(scan);
-	ExecDropSingleTupleTableSlot(slot);
-	table_close(rel, AccessShareLock);
-	return position;
 }
 
 static int64
@@ -479,20 +539,21 @@ int64
 es_settled_position(void)
 {
 	if (RecoveryInProgress() || IsolationUsesXactSnapshot())
-		return recorded_settled_position();
+		return recorded_settled_position(GetActiveSnapshot());
 	return compute_settled(seeded_database());
 }
 
 /*
- * The same for a worker outside a transaction: -1 where the counter has not
- * been seeded yet, which a transaction has to do.
+ * The same for a worker outside a transaction: -1 where the counter is not
+ * that of the log as we know it, which a transaction has to mend.
  */
 int64
 es_settled_peek(void)
 {
 	EsDatabase *d = es_database();
+	const EsCatalog *catalog = es_catalog_cached();
 
-	if (!OidIsValid(d->sequence))
+	if (catalog == NULL || d->sequence != catalog->event_position)
 		return -1;
 	return compute_settled(d);
 }
@@ -559,6 +620,23 @@ es_changes(void)
 }
 
 /*
+ * The same for scheduled commands, which change more often and concern fewer.
+ */
+void
+es_timers_wake_at_commit(void)
+{
+	(void) es_database();
+	wake = true;
+	timers_changed = true;
+}
+
+uint64
+es_timer_changes(void)
+{
+	return pg_atomic_read_u64(&es_database()->timer_changes);
+}
+
+/*
  * The transaction is no longer in progress for anybody: free the slot, then
  * wake who waited for it.  An abort is news too, for it may have held W back.
  * No error may be raised here.
@@ -572,7 +650,10 @@ end_transaction(void)
 	pg_atomic_write_u64(&my_slot->s.first, 0);
 	if (changed)
 		pg_atomic_fetch_add_u64(&my_database->changes, 1);
+	if (timers_changed)
+		pg_atomic_fetch_add_u64(&my_database->timer_changes, 1);
 	changed = false;
+	timers_changed = false;
 	es_wake_database(MyDatabaseId, false);
 	if (!pg_atomic_read_u32(&my_database->served) &&
 		pg_atomic_exchange_u32(&my_database->wanted, 1) == 0)
@@ -593,7 +674,7 @@ xact_callback(XactEvent event, void *arg)
 			if (wake)
 				ereport(ERROR,
 						(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-						 changed
+						 changed || timers_changed
 						 ? errmsg("cannot PREPARE a transaction that has changed what the workers of es go by")
 						 : errmsg("cannot PREPARE a transaction that has appended events"),
 						 errhint("Use COMMIT.")));

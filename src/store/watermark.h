@@ -26,7 +26,9 @@ typedef struct EsDatabase
 	pg_atomic_uint32 served;	/* a scheduler runs here */
 	pg_atomic_uint32 waiters;	/* sessions in es_wait() */
 	pg_atomic_uint64 changes;	/* of what the workers go by */
+	pg_atomic_uint64 timer_changes; /* of scheduled commands */
 	ConditionVariable progress; /* told when a projection has applied */
+	ConditionVariable news;		/* told when the settled position has moved */
 } EsDatabase;
 
 extern void es_watermark_shmem_request(void);
@@ -35,7 +37,7 @@ extern void es_watermark_init(void);
 
 extern EsDatabase *es_database(void);
 extern int	es_databases_wanted(Oid *databases, int max);
-extern void es_want_database(Oid database, bool wanted);
+extern bool es_want_database(Oid database, bool wanted);
 extern void es_serve_database(bool served);
 extern bool es_database_is_served(Oid database);
 extern void es_forget_database(Oid database);
@@ -48,5 +50,7 @@ extern void es_settled_record(int64 position);
 extern int64 es_first_own_position(void);
 extern void es_wake_at_commit(void);
 extern uint64 es_changes(void);
+extern void es_timers_wake_at_commit(void);
+extern uint64 es_timer_changes(void);
 
 #endif							/* ES_STORE_WATERMARK_H */

@@ -29,6 +29,9 @@
 
 extern PGDLLEXPORT void es_launcher_main(Datum arg);
 
+/* While there are databases to look into, the launcher looks round this often. */
+#define PROBE_MS	1000
+
 /* Databases still to be looked into, and the one that is. */
 static List *to_probe = NIL;
 static Oid	probing = InvalidOid;
@@ -71,7 +74,8 @@ list_databases(void)
 }
 
 /*
- * Let a scheduler look into the next database, one at a time.
+ * Let a scheduler look into the next database, one at a time.  Where there is
+ * no room for it now, the database stays on the list.
  */
 static void
 probe(void)
@@ -85,9 +89,11 @@ probe(void)
 	{
 		Oid			database = linitial_oid(to_probe);
 
-		to_probe = list_delete_first(to_probe);
 		if (es_worker_start(ES_SCHEDULER, database, InvalidOid, 0))
 			probing = database;
+		else if (!es_worker_exists(ES_SCHEDULER, database, InvalidOid, 0))
+			break;
+		to_probe = list_delete_first(to_probe);
 	}
 }
 
@@ -103,7 +109,8 @@ start_wanted(void)
 
 	for (int i = 0; i < n; i++)
 		if (!es_worker_exists(ES_SCHEDULER, databases[i], InvalidOid, 0) &&
-			es_restart_due(&restarts, databases[i], 0, &timeout))
+			es_restart_due(&restarts, ES_SCHEDULER, databases[i], InvalidOid, 0,
+						   &timeout))
 		{
 			(void) es_worker_start(ES_SCHEDULER, databases[i], InvalidOid, 0);
 			/* Should it not come up, nobody else tells us. */
@@ -128,7 +135,9 @@ es_launcher_main(Datum arg)
 		es_workers_reap(ES_SCHEDULER, InvalidOid);
 		probe();
 		timeout = start_wanted();
-		es_worker_sleep(OidIsValid(probing) ? Min(timeout, 1000) : timeout);
+		if (OidIsValid(probing) || to_probe != NIL)
+			timeout = Min(timeout, PROBE_MS);
+		es_worker_sleep(timeout);
 	}
 }
 

@@ -1,6 +1,7 @@
 /*-------------------------------------------------------------------------
  * projector.c
- *	  The process that applies the projections of one role.
+ *	  The process that applies the projections of one role, and submits its
+ *	  scheduled commands (timer.c).
  *
  * It is connected as that role, so the SQL of a projection has the rights of a
  * session of its owner and no others.  It owns the transactions: one for each
@@ -18,6 +19,7 @@
 #include "postgres.h"
 
 #include "access/xact.h"
+#include "catalog.h"
 #include "es.h"
 #include "fmgr.h"
 #include "guc.h"
@@ -36,6 +38,7 @@
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
 #include "worker/shell.h"
+#include "worker/timer.h"
 
 extern PGDLLEXPORT void es_projector_main(Datum arg);
 
@@ -45,6 +48,8 @@ extern PGDLLEXPORT void es_projector_main(Datum arg);
 static struct
 {
 	Oid			owner;
+	Oid			user;			/* the owner, or the role its settings name */
+	char	   *role;			/* the setting that makes it so */
 	List	   *projections;
 	MemoryContext projections_context;
 	uint64		generation;		/* of the definitions as we know them */
@@ -59,11 +64,27 @@ static struct
 /* How long to leave a checkpoint alone that somebody else holds. */
 #define BUSY_MS			20
 
+/*
+ * Be who we were when the session began, whatever user SQL has left behind.
+ */
+static void
+restore_user(void)
+{
+	if (GetUserId() == state.user)
+		return;
+	(void) set_config_option("session_authorization", NULL,
+							 PGC_USERSET, PGC_S_SESSION,
+							 GUC_ACTION_SET, true, 0, false);
+	(void) set_config_option("role", state.role, PGC_USERSET, PGC_S_SESSION,
+							 GUC_ACTION_SET, true, 0, false);
+}
+
 static void
 begin_transaction(void)
 {
 	SetCurrentStatementStartTimestamp();
 	StartTransactionCommand();
+	restore_user();
 	/* Whatever user SQL has set for the session. */
 	XactIsoLevel = XACT_READ_COMMITTED;
 	XactReadOnly = false;
@@ -163,13 +184,16 @@ take_share(void)
 }
 
 /*
- * Bring up to date what this worker has to apply.
+ * Bring up to date what this worker has to apply: nothing, where the
+ * extension is gone.
  */
 static void
 refresh(void)
 {
 	begin_transaction();
-	if (state.generation != es_projections_generation())
+	if (es_catalog_if_exists() == NULL)
+		state.projections = NIL;
+	else if (state.generation != es_projections_generation())
 	{
 		PushActiveSnapshot(GetTransactionSnapshot());
 		learn();
@@ -299,6 +323,9 @@ apply(EsProjection *p)
 	PushActiveSnapshot(GetTransactionSnapshot());
 	applied = p->rebuild > 0 ? es_rebuild_step(p) : es_projection_apply(p);
 	PopActiveSnapshot();
+	/* A saga's events are announced, so they must not be lost again. */
+	if (es_first_own_position() != 0)
+		es_worker_commit_durably();
 	commit();
 	switch (applied)
 	{
@@ -403,6 +430,7 @@ apply_all(long *timeout)
 	while ((p = next_projection(timeout)) != NULL)
 	{
 		apply_safely(p);
+		es_timers_run(state.owner, state.batch_context);
 		any = true;
 		MemoryContextReset(state.batch_context);
 		CHECK_FOR_INTERRUPTS();
@@ -434,6 +462,9 @@ begin(Datum arg)
 	Oid			database = es_worker_begin(ES_PROJECTOR, arg, &state.owner);
 
 	BackgroundWorkerInitializeConnectionByOid(database, state.owner, ES_WORKER_FLAGS);
+	state.user = GetUserId();
+	state.role = MemoryContextStrdup(TopMemoryContext,
+									 GetConfigOption("role", false, false));
 	es_worker_set_defaults();
 	SetConfigOption("application_name", "es projector", PGC_USERSET, PGC_S_SESSION);
 	state.batch_context = AllocSetContextCreate(TopMemoryContext, "es batch",
@@ -454,14 +485,16 @@ es_projector_main(Datum arg)
 		es_worker_listen(true);
 		set_synchronous_commit();
 		refresh();
-		if (es_worker_should_stop() || state.projections == NIL)
+		es_timers_run(state.owner, state.batch_context);
+		if (es_worker_should_stop() ||
+			(state.projections == NIL && !es_timers_wanted()))
 			break;
 		if (apply_all(&timeout))
 			let_events_gather(round_began);
 		else
 		{
 			es_worker_report(NULL);
-			es_worker_sleep(timeout);
+			es_worker_sleep(Min(timeout, es_timers_timeout()));
 		}
 	}
 	proc_exit(0);

@@ -10,6 +10,7 @@
 
 #include "access/xact.h"
 #include "catalog.h"
+#include "command/schedule.h"
 #include "es.h"
 #include "fanout/notify.h"
 #include "fmgr.h"
@@ -19,6 +20,7 @@
 #include "postmaster/bgworker.h"
 #include "projection/registry.h"
 #include "storage/ipc.h"
+#include "store/dedup.h"
 #include "store/identity.h"
 #include "store/watermark.h"
 #include "utils/guc.h"
@@ -28,18 +30,64 @@
 
 extern PGDLLEXPORT void es_scheduler_main(Datum arg);
 
+/* An announcement that failed is tried again after this time. */
+#define ANNOUNCE_RETRY_MS	1000
+
+/*
+ * Old command ids are looked for so often, and forgotten so many at a time
+ * with a pause between.
+ */
+#define PRUNE_MS			60000
+#define PRUNE_STEP			1000
+#define PRUNE_PAUSE_MS		100
+
 /*
  * What the scheduler knows; changed by this file alone.
  */
 static struct
 {
-	int64		announced;		/* the settled position last announced */
-	TimestampTz announced_at;
+	Oid			log;			/* es.event, as long as it is the same */
+	int64		recorded;		/* the settled position last written down */
+	int64		announced;		/* and last announced; -1 before we know */
+	TimestampTz published_at;
+	TimestampTz announce_at;	/* not before then; set where it failed */
 	uint64		generation;		/* of the projections as we know them */
 	List	   *owners;			/* EsOwner: roles that need projectors */
 	MemoryContext owners_context;
 	List	   *restarts;		/* when projectors were started */
+	uint64		timer_changes;	/* as of when the next two were read */
+	TimestampTz next_timer;		/* when one is due that is not yet */
+	List	   *timer_owners;	/* roles that have one due */
+	TimestampTz prune_at;		/* when to forget old command ids */
+	int			retention;		/* that they were last forgotten by */
 } state;
+
+/*
+ * Who has a scheduled command due needs a projector, too.
+ */
+static void
+add_timer_owners(void)
+{
+	ListCell   *cell;
+
+	foreach(cell, state.timer_owners)
+	{
+		Oid			role = lfirst_oid(cell);
+		bool		found = false;
+		ListCell   *other;
+
+		foreach(other, state.owners)
+			found = found || ((EsOwner *) lfirst(other))->role == role;
+		if (!found)
+		{
+			EsOwner    *owner = palloc0(sizeof(EsOwner));
+
+			owner->role = role;
+			owner->processes = 1;
+			state.owners = lappend(state.owners, owner);
+		}
+	}
+}
 
 /*
  * Learn who needs a projector: nobody, while the database is a copy that was
@@ -52,11 +100,44 @@ learn_owners(void)
 
 	MemoryContextReset(state.owners_context);
 	state.owners = NIL;
+	state.timer_owners = NIL;
+	state.next_timer = DT_NOEND;
 	if (!es_identity_active())
 		return;
 	old = MemoryContextSwitchTo(state.owners_context);
 	state.owners = es_projection_owners();
+	state.timer_owners = es_timer_owners(&state.next_timer);
+	add_timer_owners();
 	MemoryContextSwitchTo(old);
+}
+
+/*
+ * Whether to look at the timers: they have changed, or one is or was due.
+ */
+static bool
+timers_may_have_changed(void)
+{
+	uint64		changes = es_timer_changes();
+	bool		may = changes != state.timer_changes || state.timer_owners != NIL ||
+		state.next_timer <= GetCurrentTimestamp();
+
+	state.timer_changes = changes;
+	return may;
+}
+
+/*
+ * A log that is new to us, be it that the extension was created again, has
+ * nothing announced.  Its counter begins here where nobody has used it yet.
+ */
+static void
+meet_log(Oid log)
+{
+	if (state.log == log)
+		return;
+	state.log = log;
+	state.recorded = 0;
+	state.announced = -1;
+	(void) es_settled_position();
 }
 
 /*
@@ -72,7 +153,10 @@ refresh(void)
 	StartTransactionCommand();
 	PushActiveSnapshot(GetTransactionSnapshot());
 	installed = es_catalog_if_exists() != NULL;
-	if (installed && state.generation != es_projections_generation())
+	if (installed)
+		meet_log(es_catalog()->event);
+	if (installed && (timers_may_have_changed() ||
+					  state.generation != es_projections_generation()))
 	{
 		state.generation = es_projections_generation();
 		learn_owners();
@@ -86,52 +170,95 @@ refresh(void)
  * Write the settled position down and announce it, in a transaction.
  */
 static void
-publish_in_transaction(int64 settled, bool notify)
+publish_in_transaction(int64 settled, bool announce)
 {
 	SetCurrentStatementStartTimestamp();
 	StartTransactionCommand();
 	PushActiveSnapshot(GetTransactionSnapshot());
-	es_settled_record(settled);
-	if (notify && es_identity_active())
-		es_notify_settled(settled);
+	if (settled > state.recorded)
+		es_settled_record(settled);
+	if (state.announced < 0)
+		state.announced = es_announced_position();
+	if (announce && settled > state.announced && es_identity_active())
+		es_announce(state.announced, settled);
+	PopActiveSnapshot();
+	CommitTransactionCommand();
+	state.recorded = settled;
+	if (announce)
+		state.announced = Max(state.announced, settled);
+}
+
+/*
+ * The announcement failed: count it, and try again a little later.
+ */
+static void
+announcement_failed(const ErrorData *error)
+{
+	if (state.announce_at == 0)
+		ereport(LOG,
+				(errmsg("could not announce new events: %s", error->message),
+				 errdetail("They are announced as soon as that is possible; appends do not depend on it."),
+				 errhint("See es_channels; pg_notification_queue_usage() tells whether a listener sleeps in a transaction.")));
+	state.announce_at = TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
+													ANNOUNCE_RETRY_MS);
+	SetCurrentStatementStartTimestamp();
+	StartTransactionCommand();
+	PushActiveSnapshot(GetTransactionSnapshot());
+	es_announce_failed(error);
 	PopActiveSnapshot();
 	CommitTransactionCommand();
 }
 
 /*
- * The same, without the announcement where that fails: a listener that sleeps
+ * Publish, without the announcement where that fails: a listener that sleeps
  * in a transaction can fill the queue, and no reader shall suffer from it.
  */
 static void
 publish(int64 settled)
 {
 	MemoryContext context = CurrentMemoryContext;
-	static bool failing = false;
+	ErrorData  *volatile error = NULL;
 
-	PG_TRY();
+	if (state.announce_at > GetCurrentTimestamp())
+		publish_in_transaction(settled, false);
+	else
 	{
-		publish_in_transaction(settled, true);
-		failing = false;
+		PG_TRY();
+		{
+			publish_in_transaction(settled, true);
+			state.announce_at = 0;
+		}
+		PG_CATCH();
+		{
+			MemoryContextSwitchTo(context);
+			error = CopyErrorData();
+			FlushErrorState();
+			AbortCurrentTransaction();
+		}
+		PG_END_TRY();
 	}
-	PG_CATCH();
+	if (error)
 	{
-		ErrorData  *error;
-
-		MemoryContextSwitchTo(context);
-		error = CopyErrorData();
-		FlushErrorState();
-		AbortCurrentTransaction();
-		if (!failing)
-			ereport(LOG,
-					(errmsg("could not announce new events: %s", error->message)));
-		failing = true;
+		announcement_failed(error);
 		publish_in_transaction(settled, false);
 	}
-	PG_END_TRY();
 	MemoryContextSwitchTo(context);
-	state.announced = settled;
-	state.announced_at = GetCurrentTimestamp();
+	state.published_at = GetCurrentTimestamp();
 	pgstat_report_stat(true);
+}
+
+/*
+ * Tell the sessions in es_fetch() that the settled position has moved.
+ */
+static void
+wake_consumers(int64 settled)
+{
+	static int64 told = -1;
+
+	if (settled == told)
+		return;
+	told = settled;
+	ConditionVariableBroadcast(&es_database()->news);
 }
 
 /*
@@ -142,12 +269,16 @@ static long
 announce(void)
 {
 	int64		settled = es_settled_peek();
+	TimestampTz when = TimestampTzPlusMilliseconds(state.published_at,
+												   es_notify_interval);
 	long		ms;
 
+	wake_consumers(settled);
 	if (settled <= state.announced)
 		return ES_HEARTBEAT_MS;
-	ms = es_worker_ms_until(TimestampTzPlusMilliseconds(state.announced_at,
-														es_notify_interval));
+	if (settled <= state.recorded && state.announce_at > when)
+		return es_worker_ms_until(state.announce_at);
+	ms = es_worker_ms_until(when);
 	if (ms > 0)
 	{
 		/* Until then nobody needs to wake us. */
@@ -168,7 +299,8 @@ start_those_of(Oid owner, int processes)
 
 	for (int i = 0; i < processes; i++)
 		if (!es_worker_exists(ES_PROJECTOR, MyDatabaseId, owner, i) &&
-			es_restart_due(&state.restarts, owner, i, &timeout))
+			es_restart_due(&state.restarts, ES_PROJECTOR, MyDatabaseId, owner, i,
+						   &timeout))
 		{
 			(void) es_worker_start(ES_PROJECTOR, MyDatabaseId, owner, i);
 			timeout = Min(timeout, 1000);
@@ -253,6 +385,30 @@ start_projectors(void)
 }
 
 /*
+ * Forget old command ids, a few at a time.  Returns how long to sleep before
+ * there may be more.
+ */
+static long
+prune(void)
+{
+	TimestampTz now = GetCurrentTimestamp();
+	int64		n;
+
+	if (now < state.prune_at && state.retention == es_command_retention)
+		return es_worker_ms_until(state.prune_at);
+	SetCurrentStatementStartTimestamp();
+	StartTransactionCommand();
+	PushActiveSnapshot(GetTransactionSnapshot());
+	n = es_dedup_prune(PRUNE_STEP);
+	PopActiveSnapshot();
+	CommitTransactionCommand();
+	pgstat_report_stat(true);
+	state.retention = es_command_retention;
+	state.prune_at = TimestampTzPlusMilliseconds(now, n < PRUNE_STEP ? PRUNE_MS : PRUNE_PAUSE_MS);
+	return es_worker_ms_until(state.prune_at);
+}
+
+/*
  * Begin to serve the database, or go away where there is no log in it.
  */
 static void
@@ -267,7 +423,7 @@ begin(Datum arg)
 												 ALLOCSET_SMALL_SIZES);
 	if (!refresh())
 	{
-		es_want_database(database, false);
+		(void) es_want_database(database, false);
 		proc_exit(0);
 	}
 	es_serve_database(true);
@@ -292,12 +448,15 @@ es_scheduler_main(Datum arg)
 			break;
 		if (!refresh())
 		{
-			es_want_database(MyDatabaseId, false);
+			(void) es_want_database(MyDatabaseId, false);
 			break;
 		}
 		MemoryContextSwitchTo(loop);
 		timeout = start_projectors();
 		timeout = Min(timeout, announce());
+		timeout = Min(timeout, prune());
+		if (state.next_timer != DT_NOEND)
+			timeout = Min(timeout, es_worker_ms_until(state.next_timer));
 		es_worker_report(NULL);
 		if (timeout > 0)
 			es_worker_sleep(timeout);
