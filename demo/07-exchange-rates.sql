@@ -1,5 +1,5 @@
 --
--- 21. A saga: orders in foreign currencies
+-- 7. A saga: orders in foreign currencies
 --
 -- A saga is a projection that submits commands.  Its events, the rows it writes
 -- and the position it has reached are one transaction, so each event leads to

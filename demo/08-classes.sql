@@ -1,5 +1,5 @@
 --
--- 22. A saga: customers, their class, and an e-mail campaign
+-- 8. A saga: customers, their class, and an e-mail campaign
 --
 \c sagas
 -- Orders change what a customer is to the shop.  The class is an event of the
