@@ -218,6 +218,12 @@ es_check_can_lock(const char *function)
 	PreventCommandIfReadOnly(function);
 	PreventCommandDuringRecovery(function);
 	PreventCommandIfParallelMode(function);
+	if (es_append_refused)
+		ereport(ERROR,
+				(errcode(ERRCODE_ES_CANNOT_REBUILD),
+				 errmsg("%s cannot be called by a projection that is being rebuilt", function),
+				 errdetail("It would take effect once more for events that were applied long ago."),
+				 errhint("Call es_cancel_rebuild(), and keep what appends in a projection without tables.")));
 }
 
 /*
@@ -227,12 +233,6 @@ void
 es_check_can_append(const char *function)
 {
 	es_check_can_lock(function);
-	if (es_append_refused)
-		ereport(ERROR,
-				(errcode(ERRCODE_ES_CANNOT_REBUILD),
-				 errmsg("events cannot be appended by a projection that is being rebuilt"),
-				 errdetail("They would be appended once more for events that were applied long ago."),
-				 errhint("Call es_cancel_rebuild(), and keep what appends in a projection without tables.")));
 	if (deciding)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),

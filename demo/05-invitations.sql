@@ -1,5 +1,5 @@
 --
--- 5. A campaign
+-- 5. Invitations
 --
 -- Whoever has bought for 150 is invited, once.  That takes a decision, so this
 -- command has a decider: it is given the state of the customer's campaign, folded
