@@ -50,17 +50,19 @@ sub command
 	  . " FROM es_submit('NOTE', '" . ($n % 7) . "', '{\"n\": $n}', command_id => $id);\n";
 }
 
+# Start psql on a script.  It writes into a file: a pipe could fill up.
 sub start_psql
 {
 	my ($name, $script) = @_;
-	my $run = { out => '', err => '', file => $node->basedir . "/$name-$round.sql" };
+	my $file = $node->basedir . "/$name-$round";
 
-	append_to_file($run->{file}, $script);
-	$run->{process} = IPC::Run::start(
-		[ 'psql', '-XAtq', '-v', 'ON_ERROR_STOP=1', '-d', $node->connstr('postgres'),
-			'-f', $run->{file} ],
-		'>', \$run->{out}, '2>', \$run->{err});
-	return $run;
+	append_to_file("$file.sql", $script);
+	return {
+		process => IPC::Run::start(
+			[ 'psql', '-XAtq', '-v', 'ON_ERROR_STOP=1', '-d', $node->connstr('postgres'),
+				'-f', "$file.sql" ],
+			'>', "$file.out", '2>', "$file.err"),
+		file => $file };
 }
 
 # What a client has printed, as a list of rows.
@@ -69,7 +71,7 @@ sub rows_of
 	my ($run) = @_;
 
 	# The last line may be cut off.
-	return map { [ split /\|/ ] } $run->{out} =~ /^(.*)\n/mg;
+	return map { [ split /\|/ ] } slurp_file("$run->{file}.out") =~ /^(.*)\n/mg;
 }
 
 # Put load on the server, kill something and see what is left.
