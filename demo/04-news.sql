@@ -11,4 +11,3 @@ SELECT pg_sleep(1);
 -- The news are a hint.  Readers go by the position they have come to, and
 -- never miss an event that commits late.
 SELECT "position", stream, type, payload FROM es_read(after => :before);
-UNLISTEN es;

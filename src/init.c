@@ -6,13 +6,15 @@
 #include "postgres.h"
 
 #include "catalog.h"
-#include "command/registry.h"
+#include "command/definition.h"
 #include "es.h"
+#include "fanout/change.h"
 #include "fanout/channel.h"
 #include "fanout/lease.h"
 #include "fmgr.h"
 #include "guc.h"
 #include "miscadmin.h"
+#include "projection/depend.h"
 #include "projection/registry.h"
 #include "projection/sync.h"
 #include "storage/ipc.h"
@@ -64,11 +66,13 @@ _PG_init(void)
 	es_catalog_init();
 	es_watermark_init();
 	es_guard_init();
-	es_command_registry_init();
+	es_definitions_init();
 	es_projection_registry_init();
 	es_channel_init();
 	es_lease_init();
 	es_sync_init();
+	es_change_init();
+	es_depend_init();
 
 	/* Without shared memory the rest could do nothing; see es_database(). */
 	if (!process_shared_preload_libraries_in_progress)
@@ -78,6 +82,6 @@ _PG_init(void)
 	previous_shmem_startup = shmem_startup_hook;
 	shmem_startup_hook = shmem_startup;
 	es_database_hook_init();
-	if (!IsBinaryUpgrade)
+	if (!IsBinaryUpgrade && es_workers)
 		es_launcher_register();
 }

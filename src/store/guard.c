@@ -47,6 +47,7 @@
 #include "store/identity.h"
 #include "tcop/utility.h"
 #include "utils/fmgroids.h"
+#include "utils/inval.h"
 #include "utils/lsyscache.h"
 #include "utils/rel.h"
 #include "utils/snapmgr.h"
@@ -370,16 +371,40 @@ touches_log(Node *statement)
 	}
 }
 
+static bool
+updates_extension(Node *statement)
+{
+	return IsA(statement, AlterExtensionStmt) &&
+		strcmp(((AlterExtensionStmt *) statement)->extname, "es") == 0;
+}
+
+/*
+ * The extension's version has changed, which no table tells those who keep it.
+ */
+static void
+forget_version(void)
+{
+	const EsCatalog *catalog = es_catalog_if_exists();
+
+	if (catalog != NULL)
+		CacheInvalidateRelcacheByRelid(catalog->event);
+}
+
 static void
 process_utility(PlannedStmt *pstmt, const char *queryString,
 				bool readOnlyTree, ProcessUtilityContext context,
 				ParamListInfo params, QueryEnvironment *queryEnv,
 				DestReceiver *dest, QueryCompletion *qc)
 {
+	/* The statement may be gone after it has run. */
+	bool		updates = updates_extension(pstmt->utilityStmt);
+
 	if (touches_log(pstmt->utilityStmt) && is_guarded())
 		refuse(CreateCommandName(pstmt->utilityStmt));
 	previous_utility(pstmt, queryString, readOnlyTree, context, params,
 					 queryEnv, dest, qc);
+	if (updates)
+		forget_version();
 }
 
 /*

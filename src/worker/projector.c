@@ -1,6 +1,7 @@
 /*-------------------------------------------------------------------------
  * projector.c
- *	  The process that applies the projections of one role.
+ *	  The process that applies the projections of one role, and submits its
+ *	  scheduled commands (timer.c).
  *
  * It is connected as that role, so the SQL of a projection has the rights of a
  * session of its owner and no others.  It owns the transactions: one for each
@@ -26,6 +27,7 @@
 #include "pgstat.h"
 #include "postmaster/bgworker.h"
 #include "projection/apply.h"
+#include "projection/rebuild.h"
 #include "projection/registry.h"
 #include "projection/poison.h"
 #include "projection/run.h"
@@ -36,6 +38,7 @@
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
 #include "worker/shell.h"
+#include "worker/timer.h"
 
 extern PGDLLEXPORT void es_projector_main(Datum arg);
 
@@ -45,6 +48,8 @@ extern PGDLLEXPORT void es_projector_main(Datum arg);
 static struct
 {
 	Oid			owner;
+	Oid			user;			/* the owner, or the role its settings name */
+	char	   *role;			/* the setting that makes it so */
 	List	   *projections;
 	MemoryContext projections_context;
 	uint64		generation;		/* of the definitions as we know them */
@@ -59,11 +64,27 @@ static struct
 /* How long to leave a checkpoint alone that somebody else holds. */
 #define BUSY_MS			20
 
+/*
+ * Be who we were when the session began, whatever user SQL has left behind.
+ */
+static void
+restore_user(void)
+{
+	if (GetUserId() == state.user)
+		return;
+	(void) set_config_option("session_authorization", NULL,
+							 PGC_USERSET, PGC_S_SESSION,
+							 GUC_ACTION_SET, true, 0, false);
+	(void) set_config_option("role", state.role, PGC_USERSET, PGC_S_SESSION,
+							 GUC_ACTION_SET, true, 0, false);
+}
+
 static void
 begin_transaction(void)
 {
 	SetCurrentStatementStartTimestamp();
 	StartTransactionCommand();
+	restore_user();
 	/* Whatever user SQL has set for the session. */
 	XactIsoLevel = XACT_READ_COMMITTED;
 	XactReadOnly = false;
@@ -94,6 +115,7 @@ carry_over(List *old, EsProjection *p)
 			o->rebuild != p->rebuild)
 			continue;
 		p->suspect_to = o->suspect_to;
+		p->fill_first = o->fill_first;
 		p->collisions = o->collisions;
 		p->served_at = o->served_at;
 		p->turn = o->turn;
@@ -195,6 +217,15 @@ urgency(const EsProjection *p, int64 settled)
 	return p->turn < state.turn ? 0 : 2;
 }
 
+static bool
+has_work(const EsProjection *p, int64 settled)
+{
+	if (p->rebuild > 0)
+		return es_rebuild_has_work(p, settled);
+	/* Without a settled position, only a transaction can tell. */
+	return settled < 0 || p->position < settled;
+}
+
 /*
  * The projection to serve next, the most urgent and then the one that was not
  * served for longest; or NULL, and how long to sleep.
@@ -214,7 +245,7 @@ next_projection(long *timeout)
 		EsProjection *p = (EsProjection *) lfirst(cell);
 		int			u = urgency(p, settled);
 
-		if (!p->mine || (p->rebuild == 0 && settled >= 0 && p->position >= settled))
+		if (!p->mine || !has_work(p, settled))
 			continue;
 		if (p->retry_at > now)
 			*timeout = Min(*timeout, es_worker_ms_until(p->retry_at));
@@ -290,8 +321,11 @@ apply(EsProjection *p)
 	begin_transaction();
 	/* SPI asks for one; each statement takes a newer one of its own. */
 	PushActiveSnapshot(GetTransactionSnapshot());
-	applied = es_projection_apply(p);
+	applied = p->rebuild > 0 ? es_rebuild_step(p) : es_projection_apply(p);
 	PopActiveSnapshot();
+	/* A saga's events are announced, so they must not be lost again. */
+	if (es_first_own_position() != 0)
+		es_worker_commit_durably();
 	commit();
 	switch (applied)
 	{
@@ -305,6 +339,10 @@ apply(EsProjection *p)
 			p->retry_at = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), BUSY_MS);
 			break;
 		case ES_STALE:
+			state.generation = 0;
+			break;
+		case ES_STEPPED:
+			ConditionVariableBroadcast(&es_database()->progress);
 			state.generation = 0;
 			break;
 	}
@@ -348,7 +386,7 @@ apply_safely(EsProjection *p)
 		HOLD_INTERRUPTS();
 		error = CopyErrorData();
 		FlushErrorState();
-		AbortCurrentTransaction();
+		AbortOutOfAnyTransaction();
 		MemoryContextSwitchTo(state.batch_context);
 		RESUME_INTERRUPTS();
 	}
@@ -392,6 +430,7 @@ apply_all(long *timeout)
 	while ((p = next_projection(timeout)) != NULL)
 	{
 		apply_safely(p);
+		es_timers_run(state.owner, state.batch_context);
 		any = true;
 		MemoryContextReset(state.batch_context);
 		CHECK_FOR_INTERRUPTS();
@@ -423,6 +462,9 @@ begin(Datum arg)
 	Oid			database = es_worker_begin(ES_PROJECTOR, arg, &state.owner);
 
 	BackgroundWorkerInitializeConnectionByOid(database, state.owner, ES_WORKER_FLAGS);
+	state.user = GetUserId();
+	state.role = MemoryContextStrdup(TopMemoryContext,
+									 GetConfigOption("role", false, false));
 	es_worker_set_defaults();
 	SetConfigOption("application_name", "es projector", PGC_USERSET, PGC_S_SESSION);
 	state.batch_context = AllocSetContextCreate(TopMemoryContext, "es batch",
@@ -443,14 +485,16 @@ es_projector_main(Datum arg)
 		es_worker_listen(true);
 		set_synchronous_commit();
 		refresh();
-		if (es_worker_should_stop() || state.projections == NIL)
+		es_timers_run(state.owner, state.batch_context);
+		if (es_worker_should_stop() ||
+			(state.projections == NIL && !es_timers_wanted()))
 			break;
 		if (apply_all(&timeout))
 			let_events_gather(round_began);
 		else
 		{
 			es_worker_report(NULL);
-			es_worker_sleep(timeout);
+			es_worker_sleep(Min(timeout, es_timers_timeout()));
 		}
 	}
 	proc_exit(0);

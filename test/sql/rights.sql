@@ -101,7 +101,9 @@ CREATE ROLE regress_es_projector LOGIN;
 CREATE ROLE regress_es_admin;
 SELECT es_grant('regress_es_reader', 'reader'), es_grant('regress_es_writer', 'writer'),
 	   es_grant('regress_es_projector', 'projector'), es_grant('regress_es_admin', 'admin');
+\set VERBOSITY sqlstate
 SELECT es_grant('regress_es_reader', 'king');
+\set VERBOSITY default
 SELECT es_grant('-', 'reader');
 SET ROLE regress_es_reader;
 SELECT count(*) FROM es_read();
@@ -170,7 +172,8 @@ RESET ROLE;
 SELECT es_revoke('regress_es_reader', 'writer'), es_revoke('regress_es_nobody', 'reader'),
 	   es_revoke('regress_es_admin', 'admin'), es_revoke('regress_es_projector', 'projector');
 SELECT count(*) AS rights_left
-  FROM (SELECT proacl AS acl FROM pg_proc UNION ALL SELECT relacl FROM pg_class UNION ALL SELECT nspacl FROM pg_namespace) a,
+  FROM (SELECT proacl AS acl FROM pg_proc UNION ALL SELECT relacl FROM pg_class
+		UNION ALL SELECT nspacl FROM pg_namespace) a,
 	   aclexplode(acl) x
  WHERE x.grantee::regrole::text IN ('regress_es_reader', 'regress_es_nobody', 'regress_es_admin', 'regress_es_projector')
    AND x.privilege_type <> 'CREATE';

@@ -58,8 +58,7 @@ foreach my $call (
 	q{SELECT es_create_projection('p', 'SELECT FROM es_batch')},
 	q{SELECT es_wait('p', 1)},
 	q{SELECT * FROM es_stat_append},
-	q{SELECT * FROM es_stat_workers},
-	q{SELECT * FROM es_projections})
+	q{SELECT * FROM es_stat_workers})
 {
 	my ($status, $out, $err) = $bare->psql('postgres', $call, on_error_stop => 1);
 
