@@ -298,6 +298,22 @@ report(const EsProjection *p)
 }
 
 /*
+ * The same when there is nothing to apply.
+ */
+static void
+report_idle(void)
+{
+	int			stopped = 0;
+	ListCell   *cell;
+
+	foreach(cell, state.projections)
+		stopped += ((EsProjection *) lfirst(cell))->retries > 0 ? 1 : 0;
+	es_worker_report_idle(stopped > 0
+						  ? psprintf("es projector: %d stopped, see es_projections", stopped)
+						  : "es projector: caught up");
+}
+
+/*
  * Record what made a batch fail, in a transaction of its own.
  */
 static void
@@ -493,7 +509,7 @@ es_projector_main(Datum arg)
 			let_events_gather(round_began);
 		else
 		{
-			es_worker_report(NULL);
+			report_idle();
 			es_worker_sleep(Min(timeout, es_timers_timeout()));
 		}
 	}

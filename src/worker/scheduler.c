@@ -484,7 +484,8 @@ es_scheduler_main(Datum arg)
 		timeout = Min(timeout, prune());
 		if (state.next_timer != DT_NOEND)
 			timeout = Min(timeout, es_worker_ms_until(state.next_timer));
-		es_worker_report(NULL);
+		es_worker_report_idle(psprintf("es scheduler: settled at position %s",
+									   es_worker_number(state.announced)));
 		if (timeout > 0)
 			es_worker_sleep(timeout);
 		else
