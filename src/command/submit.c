@@ -16,6 +16,7 @@
 #include "command/payload.h"
 #include "command/registry.h"
 #include "es.h"
+#include "fault.h"
 #include "fmgr.h"
 #include "funcapi.h"
 #include "miscadmin.h"
@@ -210,6 +211,7 @@ submit(Submission *s, EsOutcome *outcome)
 	outcome->duplicate = false;
 	if (s->command_id)
 		es_dedup_record(s->command_id, s->type->name, s->payload, outcome);
+	ES_FAULT("submit.recorded");
 }
 
 /*

@@ -26,6 +26,7 @@
 #include "common/hashfn.h"
 #include "es.h"
 #include "executor/executor.h"
+#include "fault.h"
 #include "fmgr.h"
 #include "guc.h"
 #include "miscadmin.h"
@@ -226,6 +227,7 @@ es_stream_open(EsStream *stream, text *name)
 	stream->version = read_version(rel, name);
 	stream->seen = appends;
 	relation_close(rel, NoLock);
+	ES_FAULT("append.locked");
 }
 
 /*
@@ -524,11 +526,14 @@ es_stream_append(EsStream *stream, EsEvent *events, int nevents)
 	es_identity_establish();
 	check_not_appended(stream);
 	first = es_take_positions(nevents);
+	ES_FAULT("append.positions");
 	append_rows(stream, events, nevents, first);
+	ES_FAULT("append.rows");
 	append_tags(events, nevents, first);
 	stream->version += nevents;
 	stream->seen = ++appends;
 	if (es_after_append)
 		es_after_append(stream, events, nevents, first);
+	ES_FAULT("append.done");
 	return first;
 }

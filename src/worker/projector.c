@@ -20,6 +20,7 @@
 #include "access/xact.h"
 #include "catalog.h"
 #include "es.h"
+#include "fault.h"
 #include "fmgr.h"
 #include "guc.h"
 #include "miscadmin.h"
@@ -221,7 +222,6 @@ static EsProjection *
 next_projection(long *timeout)
 {
 	int64		settled = es_settled_peek();
-	TimestampTz now = GetCurrentTimestamp();
 	EsProjection *next = NULL;
 	int			next_urgency = 0;
 	ListCell   *cell;
@@ -231,11 +231,12 @@ next_projection(long *timeout)
 	{
 		EsProjection *p = (EsProjection *) lfirst(cell);
 		int			u = urgency(p, settled);
+		long		ms = es_worker_ms_until(p->retry_at, ES_HEARTBEAT_MS);
 
 		if (!p->mine || (p->rebuild == 0 && settled >= 0 && p->position >= settled))
 			continue;
-		if (p->retry_at > now)
-			*timeout = Min(*timeout, es_worker_ms_until(p->retry_at));
+		if (ms > 0)
+			*timeout = Min(*timeout, ms);
 		else if (next == NULL || u < next_urgency ||
 				 (u == next_urgency && p->served_at < next->served_at))
 		{
@@ -311,6 +312,7 @@ apply(EsProjection *p)
 	applied = es_projection_apply(p);
 	PopActiveSnapshot();
 	commit();
+	ES_FAULT("projector.committed");
 	switch (applied)
 	{
 		case ES_APPLIED:
@@ -427,7 +429,8 @@ static void
 let_events_gather(TimestampTz round_began)
 {
 	long		ms = es_worker_ms_until(TimestampTzPlusMilliseconds(round_began,
-																	es_batch_interval));
+																	es_batch_interval),
+										es_batch_interval);
 
 	if (ms <= 0 || pg_atomic_read_u32(&es_database()->waiters) > 0)
 		return;

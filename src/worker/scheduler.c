@@ -11,6 +11,7 @@
 #include "access/xact.h"
 #include "catalog.h"
 #include "es.h"
+#include "fault.h"
 #include "fanout/notify.h"
 #include "fmgr.h"
 #include "guc.h"
@@ -121,7 +122,9 @@ publish_in_transaction(int64 settled, bool announce)
 	if (announce && settled > state.announced && es_identity_active())
 		es_announce(state.announced, settled);
 	PopActiveSnapshot();
+	ES_FAULT("scheduler.settled");
 	CommitTransactionCommand();
+	ES_FAULT("scheduler.announced");
 	state.recorded = settled;
 	if (announce)
 		state.announced = Max(state.announced, settled);
@@ -158,7 +161,7 @@ publish(int64 settled)
 	MemoryContext context = CurrentMemoryContext;
 	ErrorData  *volatile error = NULL;
 
-	if (state.announce_at > GetCurrentTimestamp())
+	if (es_worker_ms_until(state.announce_at, ANNOUNCE_RETRY_MS) > 0)
 		publish_in_transaction(settled, false);
 	else
 	{
@@ -215,9 +218,10 @@ announce(void)
 	wake_consumers(settled);
 	if (settled <= state.announced)
 		return ES_HEARTBEAT_MS;
-	if (settled <= state.recorded && state.announce_at > when)
-		return es_worker_ms_until(state.announce_at);
-	ms = es_worker_ms_until(when);
+	ms = es_worker_ms_until(state.announce_at, ANNOUNCE_RETRY_MS);
+	if (settled <= state.recorded && ms > 0)
+		return ms;
+	ms = es_worker_ms_until(when, es_notify_interval);
 	if (ms > 0)
 	{
 		/* Until then nobody needs to wake us. */

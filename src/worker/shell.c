@@ -309,14 +309,16 @@ es_worker_sleep(long timeout_ms)
 }
 
 /*
- * Milliseconds from now to a time, at least 0 and at most a heartbeat.
+ * Milliseconds from now to a time that was set at most "longest" ahead, which
+ * is no more than a heartbeat.  One that is further away is due: the clock was
+ * set back since.
  */
 long
-es_worker_ms_until(TimestampTz when)
+es_worker_ms_until(TimestampTz when, long longest)
 {
 	long		ms = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), when);
 
-	return Min(ms, ES_HEARTBEAT_MS);
+	return ms > longest ? 0 : ms;
 }
 
 /*
@@ -606,11 +608,11 @@ es_restart_due(List **restarts, Oid key, int number, long *timeout_ms)
 {
 	EsRestart  *r = restart_of(restarts, key, number);
 	TimestampTz now = GetCurrentTimestamp();
-	int			ms;
+	long		ms = es_worker_ms_until(r->not_before, LAST_RESTART_MS);
 
-	if (now < r->not_before)
+	if (ms > 0)
 	{
-		*timeout_ms = Min(*timeout_ms, es_worker_ms_until(r->not_before));
+		*timeout_ms = Min(*timeout_ms, ms);
 		return false;
 	}
 	if (r->started_at != 0 &&
