@@ -66,11 +66,51 @@ CREATE VIEW es_stat_partitions AS
 COMMENT ON VIEW es_stat_partitions IS
 	'How each partition of each projection and rebuild stands.';
 
+CREATE VIEW es_stat_rebuild AS
+	SELECT r.projection, r.id AS rebuild, r.stream,
+		   CASE WHEN r.finished_at IS NULL AND c.error IS NOT NULL THEN 'stopped'
+				ELSE r.phase END AS phase,
+		   coalesce(c."position", r."position") AS "position",
+		   CASE WHEN r.finished_at IS NULL THEN s."position" ELSE r."position" END AS target,
+		   CASE WHEN r.phase OPERATOR(pg_catalog.=) 'done' THEN 100
+				ELSE pg_catalog.round((100.0 OPERATOR(pg_catalog.*)
+					(c."position" OPERATOR(pg_catalog.-) r.start_after)) OPERATOR(pg_catalog./)
+					greatest(s."position" OPERATOR(pg_catalog.-) r.start_after, 1), 1) END AS percent,
+		   coalesce(c.events, r.events) AS events,
+		   pg_catalog.round(coalesce(c.events, r.events) OPERATOR(pg_catalog./)
+			   nullif(EXTRACT(epoch FROM coalesce(r.finished_at, pg_catalog.clock_timestamp())
+				   OPERATOR(pg_catalog.-) r.started_at), 0)) AS events_per_second,
+		   r.requested_at, r.started_at,
+		   CASE WHEN r.finished_at IS NULL AND c."position" OPERATOR(pg_catalog.>) r.start_after
+				THEN pg_catalog.clock_timestamp() OPERATOR(pg_catalog.+)
+					((pg_catalog.clock_timestamp() OPERATOR(pg_catalog.-) r.started_at)
+					 OPERATOR(pg_catalog.*)
+					 ((s."position" OPERATOR(pg_catalog.-) c."position")::pg_catalog.float8
+					  OPERATOR(pg_catalog./) (c."position" OPERATOR(pg_catalog.-) r.start_after)))
+		   END AS estimated_end,
+		   r.finished_at,
+		   r.finished_at OPERATOR(pg_catalog.-) r.merged_at AS merge_time,
+		   r.rows_inserted, r.rows_updated, r.rows_deleted,
+		   c.error AS last_error, c.retries
+	  FROM es.rebuild r
+	  LEFT JOIN LATERAL (
+			SELECT pg_catalog.min(k."position") AS "position",
+				   pg_catalog.sum(k.events_applied) AS events,
+				   pg_catalog.max(k.error) AS error, pg_catalog.max(k.retries) AS retries
+			  FROM es.checkpoint k WHERE k.rebuild OPERATOR(pg_catalog.=) r.id
+			 ) c ON true
+	 CROSS JOIN (SELECT es_settled() AS "position") s
+	 ORDER BY r.id;
+COMMENT ON VIEW es_stat_rebuild IS 'Rebuilds of projections, under way and past: phase, progress, and what the merge wrote.';
+
 CREATE VIEW es_projections AS
 	SELECT p.name, p.owner::pg_catalog.text AS owner, p.mode,
 		   CASE WHEN p.paused THEN 'paused'
 				WHEN es.suspended() THEN 'suspended'
 				WHEN c.last_error IS NOT NULL THEN 'stopped'
+				WHEN EXISTS (SELECT FROM es.rebuild r
+							  WHERE r.projection OPERATOR(pg_catalog.=) p.name
+								AND r.finished_at IS NULL) THEN 'rebuilding'
 				WHEN c.lag_events OPERATOR(pg_catalog.>) 0 THEN 'running'
 				ELSE 'caught up'
 		   END AS status,
@@ -119,10 +159,43 @@ CREATE VIEW es_projection_errors AS
 COMMENT ON VIEW es_projection_errors IS 'The latest 100 errors of each projection, newest first.';
 
 CREATE VIEW es_commands AS
-	SELECT name, category, event_type, validate, creates, payload_type,
-		   owner::pg_catalog.text AS owner, created_at
+	SELECT name, category, event_type, validate, decide, creates, payload_type,
+		   owner::pg_catalog.text AS owner, created_at, search_path
 	  FROM es.command_type;
 COMMENT ON VIEW es_commands IS 'The commands that es_submit() accepts.';
+
+CREATE VIEW es_aggregates AS
+	SELECT a.category, a.evolve, a.initial_state, a.snapshot_every,
+		   (SELECT pg_catalog.array_agg(c.name ORDER BY c.name)
+			  FROM es.command_type c
+			 WHERE c.category OPERATOR(pg_catalog.=) a.category) AS commands,
+		   s.snapshots, s.last_snapshot_at,
+		   a.owner::pg_catalog.text AS owner, a.created_at, a.search_path
+	  FROM es.aggregate a
+	 CROSS JOIN LATERAL (
+		SELECT pg_catalog.count(*) AS snapshots, pg_catalog.max(s.taken_at) AS last_snapshot_at
+		  FROM es.snapshot s
+		 WHERE s.stream OPERATOR(pg_catalog.=) a.category
+			OR (s.stream OPERATOR(pg_catalog.>=) (a.category OPERATOR(pg_catalog.||) '-')
+				AND s.stream OPERATOR(pg_catalog.<) (a.category OPERATOR(pg_catalog.||) '.'))) s;
+COMMENT ON VIEW es_aggregates IS
+	'The aggregates: how events become a state, their commands and snapshots.';
+
+CREATE VIEW es_schedules AS
+	SELECT s.id, s.command, s.aggregate_id, s.due,
+		   CASE WHEN s.next_at IS NULL THEN 'failed'
+				WHEN s.attempts OPERATOR(pg_catalog.>) 0 THEN 'retrying'
+				ELSE 'pending'
+		   END AS status,
+		   s.next_at AS next_attempt_at, s.attempts,
+		   s.error AS last_error, s.error_sqlstate AS last_error_sqlstate,
+		   s.error_at AS last_error_at,
+		   s.owner::pg_catalog.text AS owner, s.created_at, s.payload, s.metadata
+	  FROM es.schedule s
+	 WHERE pg_catalog.pg_has_role(s.owner, 'USAGE')
+	 ORDER BY s.due;
+COMMENT ON VIEW es_schedules IS
+	'Scheduled commands, of the roles that one can act as: what is pending, and what failed and why.';
 
 --
 -- Rights: GRANT on the right objects, by the name of a job.
@@ -152,12 +225,16 @@ DECLARE
 BEGIN
 	functions := CASE kind
 		WHEN 'reader' THEN ARRAY[
-			'es_read', 'es_stream', 'es_settled', 'es_epoch', 'es_wait', 'suspended']
+			'es_read', 'es_stream', 'es_state', 'es_read_matching', 'es_read_to',
+			'es_watch_key', 'es_unwatch_key',
+			'es_settled', 'es_epoch', 'es_wait', 'suspended']
 		WHEN 'writer' THEN ARRAY[
-			'es_append', 'es_append_batch', 'es_submit', 'es_settled', 'es_epoch', 'es_wait']
+			'es_append', 'es_append_batch', 'es_append_if', 'es_lock_matching', 'es_submit',
+			'es_schedule', 'es_cancel', 'es_settled', 'es_epoch', 'es_wait']
 		WHEN 'projector' THEN ARRAY[
 			'es_create_projection', 'es_alter_projection', 'es_drop_projection',
-			'es_pause', 'es_resume', 'es_retry', 'es_discard',
+			'es_pause', 'es_resume', 'es_retry', 'es_discard', 'es_rebuild', 'es_cancel_rebuild',
+			'es_watch', 'es_unwatch', 'es_watch_key', 'es_unwatch_key', 'rebuilt', 'watches',
 			'es_settled', 'es_epoch', 'es_wait',
 			'suspended', 'batch_after', 'batch_to', 'batch_has', 'batch_event',
 			'stream_partition']
@@ -168,11 +245,12 @@ BEGIN
 	END;
 	relations := CASE kind
 		WHEN 'reader' THEN ARRAY[
-			'event', 'tag', 'es_projections', 'es_stat_partitions', 'es_commands']
-		WHEN 'writer' THEN ARRAY['es_commands']
+			'event', 'tag', 'es_projections', 'es_stat_partitions', 'es_commands',
+			'es_aggregates']
+		WHEN 'writer' THEN ARRAY['es_commands', 'es_aggregates', 'es_schedules']
 		WHEN 'projector' THEN ARRAY[
-			'event', 'es_batch', 'es_projections', 'es_stat_partitions',
-			'es_projection_errors', 'dead_letter']
+			'event', 'es_batch', 'es_projections', 'es_stat_partitions', 'es_stat_rebuild',
+			'es_projection_errors', 'dead_letter', 'es_watches']
 		WHEN 'consumer' THEN ARRAY[
 			'event', 'es_subscriptions', 'es_dead_deliveries', 'es_channels']
 	END;

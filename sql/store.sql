@@ -63,9 +63,26 @@ CREATE TABLE es.identity (
 COMMENT ON TABLE es.identity IS
 	'The database this log belongs to; where it is another one, workers wait for es_activate().';
 
+CREATE TABLE es.command_log (
+	command_id		uuid NOT NULL,
+	"position"		bigint,
+	version			bigint NOT NULL,
+	submitted_at	timestamptz NOT NULL,
+	fingerprint		bigint NOT NULL,
+	events			integer NOT NULL,
+	command			text COLLATE pg_catalog."C" NOT NULL,
+	stream			text COLLATE pg_catalog."C" NOT NULL,
+	CONSTRAINT command_log_pkey PRIMARY KEY (command_id)
+);
+COMMENT ON TABLE es.command_log IS
+	'Results of commands and appends that came with a command_id, so that a retry gets the first result.';
+COMMENT ON COLUMN es.command_log.fingerprint IS 'Hash of the payload: the same id with another payload is an error.';
+CREATE INDEX command_log_submitted_at_idx ON es.command_log (submitted_at);
+
 SELECT pg_catalog.pg_extension_config_dump('es.event', '');
 SELECT pg_catalog.pg_extension_config_dump('es.tag', '');
 SELECT pg_catalog.pg_extension_config_dump('es.event_position', '');
+SELECT pg_catalog.pg_extension_config_dump('es.command_log', '');
 SELECT pg_catalog.pg_extension_config_dump('es.identity', '');
 
 -- What a decider returns, and the elements of es_append_batch().
@@ -131,23 +148,25 @@ CREATE FUNCTION es_append(
 	expected_version bigint DEFAULT NULL,
 	metadata jsonb DEFAULT NULL,
 	tags text[] DEFAULT NULL,
+	command_id uuid DEFAULT NULL,
 	OUT "position" bigint,
 	OUT version bigint)
 	RETURNS record
 	AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE;
-COMMENT ON FUNCTION es_append(text, text, jsonb, bigint, jsonb, text[]) IS
-	'Append one event to a stream. expected_version: NULL any, 0 the stream must not exist, n it must be at n (else ES001).';
+COMMENT ON FUNCTION es_append(text, text, jsonb, bigint, jsonb, text[], uuid) IS
+	'Append one event to a stream. expected_version: NULL any, 0 the stream must not exist, n it must be at n (else ES001). The same command_id again returns the first result.';
 
 CREATE FUNCTION es_append_batch(
 	stream text,
 	events jsonb,
 	expected_version bigint DEFAULT NULL,
+	command_id uuid DEFAULT NULL,
 	OUT first_position bigint,
 	OUT last_position bigint,
 	OUT version bigint)
 	RETURNS record
 	AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE;
-COMMENT ON FUNCTION es_append_batch(text, jsonb, bigint) IS
+COMMENT ON FUNCTION es_append_batch(text, jsonb, bigint, uuid) IS
 	'Append events [{"type":..., "payload":..., "metadata":..., "tags":[...]}, ...] to a stream: all or none, at consecutive versions.';
 
 --
@@ -189,6 +208,46 @@ COMMENT ON FUNCTION es.stream_partition(text, integer) IS
 	'The partition, from 0 on, that a stream belongs to: hashtextextended(stream, 0), taken as unsigned, modulo partitions.';
 
 --
+-- Conditions across streams
+--
+
+CREATE FUNCTION es_read_matching(
+	query jsonb,
+	after bigint DEFAULT 0,
+	max_count integer DEFAULT NULL)
+	RETURNS SETOF es.event
+	AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE ROWS 100;
+COMMENT ON FUNCTION es_read_matching(jsonb, bigint, integer) IS
+	'Events that match {"items": [{"types": [...], "tags": [...]}, ...]}, up to the settled position: any item, any of its types, all of its tags.';
+
+CREATE FUNCTION es_read_to() RETURNS bigint
+	AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL RESTRICTED;
+COMMENT ON FUNCTION es_read_to() IS
+	'How far the last es_read_matching() of this session has read: the position to give to es_append_if().';
+
+CREATE FUNCTION es_lock_matching(
+	query jsonb,
+	after bigint DEFAULT 0,
+	max_count integer DEFAULT NULL)
+	RETURNS SETOF es.event
+	AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE ROWS 100;
+COMMENT ON FUNCTION es_lock_matching(jsonb, bigint, integer) IS
+	'All committed events that match a query; nobody else appends one that matches until this transaction ends.';
+
+CREATE FUNCTION es_append_if(
+	events jsonb,
+	fail_if_match jsonb,
+	after bigint DEFAULT 0,
+	command_id uuid DEFAULT NULL,
+	OUT first_position bigint,
+	OUT last_position bigint,
+	OUT events_appended bigint)
+	RETURNS record
+	AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION es_append_if(jsonb, jsonb, bigint, uuid) IS
+	'Append [{"stream":..., "type":..., "payload":..., "tags":[...]}, ...], all or none, unless an event that matches the query stands behind a position (ES004).';
+
+--
 -- The range of events that a projection applies
 --
 
@@ -220,7 +279,7 @@ COMMENT ON VIEW es_batch IS
 -- a row of the view.
 CREATE FUNCTION es.batch_event(es_batch) RETURNS es.event
 	LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
-	AS 'SELECT ROW($1.*)::es.event';
+	RETURN ROW($1.*)::es.event;
 COMMENT ON FUNCTION es.batch_event(es_batch) IS 'A row of es_batch as the event that it is.';
 CREATE CAST (es_batch AS es.event) WITH FUNCTION es.batch_event(es_batch) AS IMPLICIT;
 

@@ -17,6 +17,7 @@
 #include "catalog.h"
 #include "catalog/indexing.h"
 #include "catalog/namespace.h"
+#include "catalog/pg_authid.h"
 #include "catalog/pg_extension.h"
 #include "commands/extension.h"
 #include "es.h"
@@ -28,6 +29,7 @@
 #include "utils/lsyscache.h"
 #include "utils/rel.h"
 #include "utils/snapmgr.h"
+#include "utils/syscache.h"
 
 /* Valid between two invalidations; changed by lookup() and forget() alone. */
 static EsCatalog cache;
@@ -50,50 +52,49 @@ es_catalog_init(void)
 }
 
 /*
- * Read the extension's row: its owner, or InvalidOid where it is not installed,
- * and whether the version of its SQL is that of this library.
+ * Read the extension's row: its owner, the schema it was created in and the
+ * version of its SQL; false where it is not installed.
  */
-static Oid
+static bool
 read_extension(void)
 {
 	Relation	rel = table_open(ExtensionRelationId, AccessShareLock);
 	ScanKeyData key;
 	SysScanDesc scan;
 	HeapTuple	tuple;
-	Oid			owner = InvalidOid;
+	bool		found;
 
 	ScanKeyInit(&key, Anum_pg_extension_extname, BTEqualStrategyNumber,
 				F_NAMEEQ, CStringGetDatum("es"));
 	scan = systable_beginscan(rel, ExtensionNameIndexId, true, NULL, 1, &key);
 	tuple = systable_getnext(scan);
-	if (HeapTupleIsValid(tuple))
+	found = HeapTupleIsValid(tuple);
+	if (found)
 	{
 		bool		isnull;
 		Datum		version = heap_getattr(tuple, Anum_pg_extension_extversion,
 										   RelationGetDescr(rel), &isnull);
 
-		owner = ((Form_pg_extension) GETSTRUCT(tuple))->extowner;
+		cache.owner = ((Form_pg_extension) GETSTRUCT(tuple))->extowner;
+		cache.schema = ((Form_pg_extension) GETSTRUCT(tuple))->extnamespace;
 		text_to_cstring_buffer(DatumGetTextPP(version), cache.version,
 							   sizeof(cache.version));
 	}
 	systable_endscan(scan);
 	table_close(rel, AccessShareLock);
-	return owner;
+	return found;
 }
 
 static bool
 lookup(void)
 {
 	Oid			schema = get_namespace_oid("es", true);
-	Oid			owner;
 
 	if (!OidIsValid(schema))
 		return false;
-	owner = read_extension();
-	if (!OidIsValid(owner))
+	if (!read_extension())
 		return false;
 
-	cache.owner = owner;
 	cache.event = get_relname_relid("event", schema);
 	cache.event_key = get_relname_relid("event_pkey", schema);
 	cache.event_stream = get_relname_relid("event_stream_version_key", schema);
@@ -105,6 +106,10 @@ lookup(void)
 	cache.command_type = get_relname_relid("command_type", schema);
 	cache.command_log = get_relname_relid("command_log", schema);
 	cache.command_log_id = get_relname_relid("command_log_pkey", schema);
+	cache.aggregate = get_relname_relid("aggregate", schema);
+	cache.snapshot = get_relname_relid("snapshot", schema);
+	cache.snapshot_key = get_relname_relid("snapshot_pkey", schema);
+	cache.tag_key = get_relname_relid("tag_pkey", schema);
 	cache.projection = get_relname_relid("projection", schema);
 	cache.channel = get_relname_relid("channel", schema);
 	cache.change = get_relname_relid("change", schema);
@@ -166,6 +171,32 @@ es_catalog(void)
 				 errhint("Run ALTER EXTENSION es UPDATE, or install the library of the other version and restart the server.")));
 	}
 	return catalog;
+}
+
+/*
+ * Refuse a wish that makes a worker connect as a role, where none can: before
+ * PostgreSQL 17 one cannot as a role without LOGIN.
+ */
+void
+es_check_worker_role(Oid role, const char *wish, const char *reason)
+{
+	HeapTuple	tuple;
+	bool		can_login;
+
+	if (!ES_WORKER_NEEDS_LOGIN)
+		return;
+	tuple = SearchSysCache1(AUTHOID, ObjectIdGetDatum(role));
+	if (!HeapTupleIsValid(tuple))
+		elog(ERROR, "cache lookup failed for role %u", role);
+	can_login = ((Form_pg_authid) GETSTRUCT(tuple))->rolcanlogin;
+	ReleaseSysCache(tuple);
+	if (!can_login)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("role \"%s\" cannot %s: it cannot log in",
+						GetUserNameFromId(role, false), wish),
+				 errdetail("%s", reason),
+				 errhint("ALTER ROLE ... LOGIN, with no password if nobody else shall connect as it.")));
 }
 
 /*

@@ -25,6 +25,7 @@
 #include "parser/parser.h"
 #include "projection/apply.h"
 #include "projection/define.h"
+#include "projection/rebuild.h"
 #include "projection/registry.h"
 #include "projection/sync.h"
 #include "storage/lmgr.h"
@@ -75,7 +76,8 @@ static EsStatement lock_checkpoints = ES_SQL(
 	"SELECT FROM es.checkpoint WHERE projection = $1 AND rebuild = 0 "
 	"ORDER BY partition FOR UPDATE", 1, TEXTOID);
 static EsStatement revise = ES_SQL(
-	"UPDATE es.checkpoint SET revision = revision + 1 WHERE projection = $1", 1, TEXTOID);
+	"UPDATE es.checkpoint SET revision = revision + 1 WHERE projection = $1 AND rebuild = 0",
+	1, TEXTOID);
 static EsStatement delete_projection = ES_SQL(
 	"WITH l AS (DELETE FROM es.dead_letter WHERE projection = $1), "
 	"  e AS (DELETE FROM es.projection_error WHERE projection = $1) "
@@ -88,7 +90,8 @@ static EsStatement select_sync_skip = ES_SQL(
 	"SELECT FROM es.projection WHERE name = $1 AND mode = 'sync' AND on_error = 'skip'", 1, TEXTOID);
 static EsStatement forget_errors = ES_SQL(
 	"UPDATE es.checkpoint SET retries = 0, error_at = NULL, error = NULL, "
-	"  error_sqlstate = NULL, error_position = NULL WHERE projection = $1", 1, TEXTOID);
+	"  error_sqlstate = NULL, error_position = NULL "
+	"WHERE projection = $1 AND (rebuild = 0 OR error IS NOT NULL)", 1, TEXTOID);
 static EsStatement other_declaring = ES_SQL(
 	"SELECT p.name, t::text FROM es.projection p, unnest(p.tables) t "
 	"WHERE t = ANY ($2) AND p.name <> $1 LIMIT 1",
@@ -101,6 +104,32 @@ es_projection_missing(const char *name)
 			(errcode(ERRCODE_UNDEFINED_OBJECT),
 			 errmsg("projection \"%s\" does not exist", name),
 			 errhint("See es_projections for what there is.")));
+}
+
+/*
+ * What a statement of a projection's query would be called where it is not
+ * allowed, or NULL.  SELECT ... INTO makes a table, the second time in vain.
+ */
+static const char *
+refused_statement(Node *statement)
+{
+	SelectStmt *select;
+
+	switch (nodeTag(statement))
+	{
+		case T_SelectStmt:
+			select = (SelectStmt *) statement;
+			while (select->larg)
+				select = select->larg;
+			return select->intoClause ? "SELECT INTO" : NULL;
+		case T_InsertStmt:
+		case T_UpdateStmt:
+		case T_DeleteStmt:
+		case T_MergeStmt:
+			return NULL;
+		default:
+			return CreateCommandName(statement);
+	}
 }
 
 /*
@@ -121,24 +150,14 @@ check_statements(const char *query)
 				 errhint("Give SQL over es_batch, for example INSERT INTO ... SELECT ... FROM es_batch.")));
 	foreach(cell, statements)
 	{
-		RawStmt    *raw = lfirst_node(RawStmt, cell);
+		const char *refused = refused_statement(lfirst_node(RawStmt, cell)->stmt);
 
-		switch (nodeTag(raw->stmt))
-		{
-			case T_SelectStmt:
-			case T_InsertStmt:
-			case T_UpdateStmt:
-			case T_DeleteStmt:
-			case T_MergeStmt:
-				break;
-			default:
-				ereport(ERROR,
-						(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-						 errmsg("%s is not allowed in the query of a projection",
-								CreateCommandName(raw->stmt)),
-						 errdetail("A projection's query is made of SELECT, INSERT, UPDATE, DELETE and MERGE."),
-						 errhint("The worker begins and ends the transaction; it commits read model and checkpoint together.")));
-		}
+		if (refused)
+			ereport(ERROR,
+					(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+					 errmsg("%s is not allowed in the query of a projection", refused),
+					 errdetail("A projection's query is made of SELECT, INSERT, UPDATE, DELETE and MERGE."),
+					 errhint("The worker begins and ends the transaction; it commits read model and checkpoint together.")));
 	}
 }
 
@@ -179,31 +198,6 @@ es_projection_check_query(const char *query)
 	SPI_freeplan(plan);
 	if (SPI_finish() != SPI_OK_FINISH)
 		elog(ERROR, "SPI_finish failed");
-}
-
-/*
- * Before PostgreSQL 17 a worker cannot connect as a role without LOGIN.
- */
-static void
-check_owner(Oid owner)
-{
-	HeapTuple	tuple;
-	bool		can_login;
-
-	if (!ES_WORKER_NEEDS_LOGIN)
-		return;
-	tuple = SearchSysCache1(AUTHOID, ObjectIdGetDatum(owner));
-	if (!HeapTupleIsValid(tuple))
-		elog(ERROR, "cache lookup failed for role %u", owner);
-	can_login = ((Form_pg_authid) GETSTRUCT(tuple))->rolcanlogin;
-	ReleaseSysCache(tuple);
-	if (!can_login)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("role \"%s\" cannot own a projection: it cannot log in",
-						GetUserNameFromId(owner, false)),
-				 errdetail("The worker connects as the projection's owner."),
-				 errhint("ALTER ROLE ... LOGIN, with no password if nobody else shall connect as it.")));
 }
 
 /*
@@ -355,7 +349,8 @@ check_definition(FunctionCallInfo fcinfo)
 	es_check_word(word_argument(fcinfo, ARG_ON_ERROR), "on_error", "stop", "skip");
 	check_numbers(fcinfo);
 	check_tables(fcinfo);
-	check_owner(GetUserId());
+	es_check_worker_role(GetUserId(), "own a projection",
+						 "The worker connects as the projection's owner.");
 	es_projection_check_query(text_to_cstring(PG_GETARG_TEXT_PP(ARG_QUERY)));
 }
 
@@ -545,6 +540,7 @@ es_drop_projection(PG_FUNCTION_ARGS)
 {
 	Datum		name = locked_argument(fcinfo);
 
+	es_rebuild_cancel(name);
 	run(&delete_projection, name);
 	es_projections_changed();
 	PG_RETURN_VOID();

@@ -101,10 +101,14 @@ concerns(const EsProjection *p, const EsStream *stream, const EsEvent *events,
 	if (first + nevents - 1 <= p->start_after)
 		return false;
 	for (int i = 0; i < nevents; i++)
+	{
+		const EsStream *to = events[i].stream ? events[i].stream : stream;
+
 		if (!p->filtered ||
-			es_filter_takes(&p->filter, first + i, stream->name,
-							stream->category, events[i].type))
+			es_filter_takes(&p->filter, first + i, to->name, to->category,
+							events[i].type))
 			return true;
+	}
 	return false;
 }
 

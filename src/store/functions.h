@@ -9,6 +9,7 @@
 #include "access/tupdesc.h"
 #include "fmgr.h"
 #include "store/append.h"
+#include "utils/uuid.h"
 
 /*
  * The OUT parameters of an SQL function.  Declare it static; the rest of it is
@@ -27,6 +28,11 @@ typedef struct EsResultType
 
 extern int64 es_expected_version(FunctionCallInfo fcinfo, int arg);
 extern TupleDesc es_result_type(EsResultType *type);
-extern EsEvent *es_events_from_json(Jsonb *list, int *nevents);
+extern Jsonb *es_empty_object(void);
+extern Jsonb *es_object_argument(FunctionCallInfo fcinfo, int arg,
+								 const char *what);
+extern pg_uuid_t *es_command_id_argument(FunctionCallInfo fcinfo, int arg);
+extern EsEvent *es_events_from_json(Jsonb *list, int *nevents, text ***streams);
+extern Datum es_bigint_row(EsResultType *type, const int64 *columns);
 
 #endif							/* ES_STORE_FUNCTIONS_H */

@@ -36,32 +36,29 @@ PG_FUNCTION_INFO_V1(es_batch_to);
 PG_FUNCTION_INFO_V1(es_batch_has);
 PG_FUNCTION_INFO_V1(es_stream_partition);
 
-#define COLUMNS \
-	"SELECT position, version, recorded_at, stream, category, type, payload, metadata FROM es.event "
-
 /*
  * One statement for each combination of filters: each gets the plan that its
  * index serves, with no test for NULL in the way of it.
  */
 static EsStatement read_all = ES_SQL(
-	COLUMNS "WHERE position OPERATOR(pg_catalog.>) $1 AND position OPERATOR(pg_catalog.<=) $2 "
+	ES_EVENT_COLUMNS "WHERE position OPERATOR(pg_catalog.>) $1 AND position OPERATOR(pg_catalog.<=) $2 "
 	"ORDER BY position LIMIT $3",
 	5, INT8OID, INT8OID, INT8OID, TEXTOID, TEXTARRAYOID);
 static EsStatement read_category = ES_SQL(
-	COLUMNS "WHERE position OPERATOR(pg_catalog.>) $1 AND position OPERATOR(pg_catalog.<=) $2 "
+	ES_EVENT_COLUMNS "WHERE position OPERATOR(pg_catalog.>) $1 AND position OPERATOR(pg_catalog.<=) $2 "
 	"AND category OPERATOR(pg_catalog.=) $4 ORDER BY category, position LIMIT $3",
 	5, INT8OID, INT8OID, INT8OID, TEXTOID, TEXTARRAYOID);
 static EsStatement read_types = ES_SQL(
-	COLUMNS "WHERE position OPERATOR(pg_catalog.>) $1 AND position OPERATOR(pg_catalog.<=) $2 "
+	ES_EVENT_COLUMNS "WHERE position OPERATOR(pg_catalog.>) $1 AND position OPERATOR(pg_catalog.<=) $2 "
 	"AND type OPERATOR(pg_catalog.=) ANY ($5) ORDER BY position LIMIT $3",
 	5, INT8OID, INT8OID, INT8OID, TEXTOID, TEXTARRAYOID);
 static EsStatement read_category_types = ES_SQL(
-	COLUMNS "WHERE position OPERATOR(pg_catalog.>) $1 AND position OPERATOR(pg_catalog.<=) $2 "
+	ES_EVENT_COLUMNS "WHERE position OPERATOR(pg_catalog.>) $1 AND position OPERATOR(pg_catalog.<=) $2 "
 	"AND category OPERATOR(pg_catalog.=) $4 AND type OPERATOR(pg_catalog.=) ANY ($5) "
 	"ORDER BY category, position LIMIT $3",
 	5, INT8OID, INT8OID, INT8OID, TEXTOID, TEXTARRAYOID);
 static EsStatement read_stream = ES_SQL(
-	COLUMNS "WHERE stream OPERATOR(pg_catalog.=) $1 AND version OPERATOR(pg_catalog.>=) $2 "
+	ES_EVENT_COLUMNS "WHERE stream OPERATOR(pg_catalog.=) $1 AND version OPERATOR(pg_catalog.>=) $2 "
 	"ORDER BY stream, version LIMIT $3",
 	3, TEXTOID, INT8OID, INT8OID);
 
@@ -99,18 +96,18 @@ read_into_result(FunctionCallInfo fcinfo, EsStatement *statement,
 /*
  * A count as SQL gives it: NULL is "all", and a negative one an error.
  */
-static Datum
-count_argument(FunctionCallInfo fcinfo, int arg)
+int64
+es_count_argument(FunctionCallInfo fcinfo, int arg)
 {
 	if (PG_ARGISNULL(arg))
-		return Int64GetDatum(PG_INT64_MAX);
+		return PG_INT64_MAX;
 	if (PG_GETARG_INT32(arg) < 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("max_count must not be negative"),
 				 errdetail("It is %d.", PG_GETARG_INT32(arg)),
 				 errhint("Give NULL to read all.")));
-	return Int64GetDatum((int64) PG_GETARG_INT32(arg));
+	return PG_GETARG_INT32(arg);
 }
 
 /*
@@ -130,7 +127,7 @@ es_read(PG_FUNCTION_ARGS)
 
 	values[0] = Int64GetDatum(PG_ARGISNULL(0) ? 0 : PG_GETARG_INT64(0));
 	values[1] = Int64GetDatum(es_settled_position());
-	values[2] = count_argument(fcinfo, 1);
+	values[2] = Int64GetDatum(es_count_argument(fcinfo, 1));
 	values[3] = PG_ARGISNULL(2) ? (Datum) 0 : PG_GETARG_DATUM(2);
 	values[4] = PG_ARGISNULL(3) ? (Datum) 0 : PG_GETARG_DATUM(3);
 	if (PG_ARGISNULL(2))
@@ -160,7 +157,7 @@ es_stream(PG_FUNCTION_ARGS)
 	es_check_name("stream name", PG_ARGISNULL(0) ? NULL : PG_GETARG_TEXT_PP(0));
 	values[0] = PG_GETARG_DATUM(0);
 	values[1] = Int64GetDatum(PG_ARGISNULL(1) ? 1 : PG_GETARG_INT64(1));
-	values[2] = count_argument(fcinfo, 2);
+	values[2] = Int64GetDatum(es_count_argument(fcinfo, 2));
 	read_into_result(fcinfo, &read_stream, values, NULL, true);
 	return (Datum) 0;
 }

@@ -1,13 +1,18 @@
 /*-------------------------------------------------------------------------
  * read.h
- *	  The range and filter that es_batch shows.
+ *	  Reading the log, and the range and filter that es_batch shows.
  *-------------------------------------------------------------------------
  */
 #ifndef ES_STORE_READ_H
 #define ES_STORE_READ_H
 
 #include "executor/tuptable.h"
+#include "fmgr.h"
 #include "utils/array.h"
+
+/* How a statement that returns rows of es.event begins. */
+#define ES_EVENT_COLUMNS \
+	"SELECT position, version, recorded_at, stream, category, type, payload, metadata FROM es.event "
 
 /*
  * Which events es_batch lets through; an empty filter lets all through.
@@ -37,6 +42,7 @@ typedef struct EsBatchView
 	int64		to;
 } EsBatchView;
 
+extern int64 es_count_argument(FunctionCallInfo fcinfo, int arg);
 extern void es_filter_from_arrays(EsFilter *filter, ArrayType *categories,
 								  ArrayType *types);
 extern void es_filter_set_parked(EsFilter *filter, ArrayType *streams);

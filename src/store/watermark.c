@@ -105,6 +105,7 @@ static Slot *my_slot = NULL;
  */
 static bool wake = false;
 static bool changed = false;
+static bool timers_changed = false;
 
 static Size
 shmem_size(void)
@@ -146,6 +147,8 @@ es_watermark_shmem_init(void)
 		pg_atomic_init_u32(&d->served, 0);
 		pg_atomic_init_u32(&d->waiters, 0);
 		pg_atomic_init_u64(&d->changes, 0);
+		pg_atomic_init_u32(&d->watched_changes, 0);
+		pg_atomic_init_u64(&d->timer_changes, 0);
 		ConditionVariableInit(&d->progress);
 		ConditionVariableInit(&d->news);
 	}
@@ -183,6 +186,7 @@ find_or_make_database(Oid oid)
 		pg_atomic_write_u32(&d->wanted, 0);
 		pg_atomic_write_u32(&d->served, 0);
 		pg_atomic_write_u32(&d->waiters, 0);
+		pg_atomic_write_u32(&d->watched_changes, 0);
 		d->oid = oid;
 	}
 	LWLockRelease(shared->lock);
@@ -619,6 +623,23 @@ es_changes(void)
 }
 
 /*
+ * The same for scheduled commands, which change more often and concern fewer.
+ */
+void
+es_timers_wake_at_commit(void)
+{
+	(void) es_database();
+	wake = true;
+	timers_changed = true;
+}
+
+uint64
+es_timer_changes(void)
+{
+	return pg_atomic_read_u64(&es_database()->timer_changes);
+}
+
+/*
  * The transaction is no longer in progress for anybody: free the slot, then
  * wake who waited for it.  An abort is news too, for it may have held W back.
  * No error may be raised here.
@@ -632,7 +653,10 @@ end_transaction(void)
 	pg_atomic_write_u64(&my_slot->s.first, 0);
 	if (changed)
 		pg_atomic_fetch_add_u64(&my_database->changes, 1);
+	if (timers_changed)
+		pg_atomic_fetch_add_u64(&my_database->timer_changes, 1);
 	changed = false;
+	timers_changed = false;
 	es_wake_database(MyDatabaseId, false);
 	if (!pg_atomic_read_u32(&my_database->served) &&
 		pg_atomic_exchange_u32(&my_database->wanted, 1) == 0)
@@ -661,7 +685,7 @@ xact_callback(XactEvent event, void *arg)
 			if (wake)
 				ereport(ERROR,
 						(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-						 changed
+						 changed || timers_changed
 						 ? errmsg("cannot PREPARE a transaction that has changed what the workers of es go by")
 						 : errmsg("cannot PREPARE a transaction that has appended events"),
 						 errhint("Use COMMIT.")));

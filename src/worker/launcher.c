@@ -110,7 +110,8 @@ start_wanted(void)
 
 	for (int i = 0; i < n; i++)
 		if (!es_worker_exists(ES_SCHEDULER, databases[i], InvalidOid, 0) &&
-			es_restart_due(&restarts, databases[i], 0, &timeout))
+			es_restart_due(&restarts, ES_SCHEDULER, databases[i], InvalidOid, 0,
+						   &timeout))
 		{
 			(void) es_worker_start(ES_SCHEDULER, databases[i], InvalidOid, 0);
 			/* Should it not come up, nobody else tells us. */

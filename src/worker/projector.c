@@ -1,6 +1,7 @@
 /*-------------------------------------------------------------------------
  * projector.c
- *	  The process that applies the projections of one role.
+ *	  The process that applies the projections of one role, and submits its
+ *	  scheduled commands (timer.c).
  *
  * It is connected as that role, so the SQL of a projection has the rights of a
  * session of its owner and no others.  It owns the transactions: one for each
@@ -27,6 +28,7 @@
 #include "pgstat.h"
 #include "postmaster/bgworker.h"
 #include "projection/apply.h"
+#include "projection/rebuild.h"
 #include "projection/registry.h"
 #include "projection/poison.h"
 #include "projection/run.h"
@@ -37,6 +39,7 @@
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
 #include "worker/shell.h"
+#include "worker/timer.h"
 
 extern PGDLLEXPORT void es_projector_main(Datum arg);
 
@@ -113,6 +116,7 @@ carry_over(List *old, EsProjection *p)
 			o->rebuild != p->rebuild)
 			continue;
 		p->suspect_to = o->suspect_to;
+		p->fill_first = o->fill_first;
 		p->collisions = o->collisions;
 		p->served_at = o->served_at;
 		p->turn = o->turn;
@@ -214,6 +218,15 @@ urgency(const EsProjection *p, int64 settled)
 	return p->turn < state.turn ? 0 : 2;
 }
 
+static bool
+has_work(const EsProjection *p, int64 settled)
+{
+	if (p->rebuild > 0)
+		return es_rebuild_has_work(p, settled);
+	/* Without a settled position, only a transaction can tell. */
+	return settled < 0 || p->position < settled;
+}
+
 /*
  * The projection to serve next, the most urgent and then the one that was not
  * served for longest; or NULL, and how long to sleep.
@@ -231,9 +244,9 @@ next_projection(long *timeout)
 	{
 		EsProjection *p = (EsProjection *) lfirst(cell);
 		int			u = urgency(p, settled);
-		long		ms = es_worker_ms_until(p->retry_at, ES_HEARTBEAT_MS);
+		long		ms = es_worker_ms_left(p->retry_at, ES_HEARTBEAT_MS);
 
-		if (!p->mine || (p->rebuild == 0 && settled >= 0 && p->position >= settled))
+		if (!p->mine || !has_work(p, settled))
 			continue;
 		if (ms > 0)
 			*timeout = Min(*timeout, ms);
@@ -309,8 +322,11 @@ apply(EsProjection *p)
 	begin_transaction();
 	/* SPI asks for one; each statement takes a newer one of its own. */
 	PushActiveSnapshot(GetTransactionSnapshot());
-	applied = es_projection_apply(p);
+	applied = p->rebuild > 0 ? es_rebuild_step(p) : es_projection_apply(p);
 	PopActiveSnapshot();
+	/* A saga's events are announced, so they must not be lost again. */
+	if (es_first_own_position() != 0)
+		es_worker_commit_durably();
 	commit();
 	ES_FAULT("projector.committed");
 	switch (applied)
@@ -325,6 +341,10 @@ apply(EsProjection *p)
 			p->retry_at = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), BUSY_MS);
 			break;
 		case ES_STALE:
+			state.generation = 0;
+			break;
+		case ES_STEPPED:
+			ConditionVariableBroadcast(&es_database()->progress);
 			state.generation = 0;
 			break;
 	}
@@ -368,7 +388,7 @@ apply_safely(EsProjection *p)
 		HOLD_INTERRUPTS();
 		error = CopyErrorData();
 		FlushErrorState();
-		AbortCurrentTransaction();
+		AbortOutOfAnyTransaction();
 		MemoryContextSwitchTo(state.batch_context);
 		RESUME_INTERRUPTS();
 	}
@@ -412,6 +432,7 @@ apply_all(long *timeout)
 	while ((p = next_projection(timeout)) != NULL)
 	{
 		apply_safely(p);
+		es_timers_run(state.owner, state.batch_context);
 		any = true;
 		MemoryContextReset(state.batch_context);
 		CHECK_FOR_INTERRUPTS();
@@ -428,9 +449,9 @@ apply_all(long *timeout)
 static void
 let_events_gather(TimestampTz round_began)
 {
-	long		ms = es_worker_ms_until(TimestampTzPlusMilliseconds(round_began,
-																	es_batch_interval),
-										es_batch_interval);
+	long		ms = es_worker_ms_left(TimestampTzPlusMilliseconds(round_began,
+																   es_batch_interval),
+									   es_batch_interval);
 
 	if (ms <= 0 || pg_atomic_read_u32(&es_database()->waiters) > 0)
 		return;
@@ -467,14 +488,16 @@ es_projector_main(Datum arg)
 		es_worker_listen(true);
 		set_synchronous_commit();
 		refresh();
-		if (es_worker_should_stop() || state.projections == NIL)
+		es_timers_run(state.owner, state.batch_context);
+		if (es_worker_should_stop() ||
+			(state.projections == NIL && !es_timers_wanted()))
 			break;
 		if (apply_all(&timeout))
 			let_events_gather(round_began);
 		else
 		{
 			es_worker_report(NULL);
-			es_worker_sleep(timeout);
+			es_worker_sleep(Min(timeout, es_timers_timeout()));
 		}
 	}
 	proc_exit(0);

@@ -10,9 +10,11 @@
 
 #include "access/xact.h"
 #include "catalog.h"
+#include "command/schedule.h"
 #include "es.h"
-#include "fault.h"
+#include "fanout/change.h"
 #include "fanout/notify.h"
+#include "fault.h"
 #include "fmgr.h"
 #include "guc.h"
 #include "miscadmin.h"
@@ -20,6 +22,7 @@
 #include "postmaster/bgworker.h"
 #include "projection/registry.h"
 #include "storage/ipc.h"
+#include "store/dedup.h"
 #include "store/identity.h"
 #include "store/watermark.h"
 #include "utils/guc.h"
@@ -31,6 +34,20 @@ extern PGDLLEXPORT void es_scheduler_main(Datum arg);
 
 /* An announcement that failed is tried again after this time. */
 #define ANNOUNCE_RETRY_MS	1000
+
+/*
+ * Old command ids are looked for so often, and forgotten so many at a time
+ * with a pause between.
+ */
+#define PRUNE_MS			60000
+#define PRUNE_STEP			1000
+#define PRUNE_PAUSE_MS		100
+
+/*
+ * A session that waits for a synchronous standby in a commit that notifies
+ * holds the lock of all notifiers, and we do not wait for it longer than that.
+ */
+#define ANNOUNCE_LOCK_TIMEOUT	"1s"
 
 /*
  * What the scheduler knows; changed by this file alone.
@@ -46,7 +63,39 @@ static struct
 	List	   *owners;			/* EsOwner: roles that need projectors */
 	MemoryContext owners_context;
 	List	   *restarts;		/* when projectors were started */
+	uint64		timer_changes;	/* as of when the next two were read */
+	TimestampTz next_timer;		/* when one is due that is not yet */
+	List	   *timer_owners;	/* roles that have one due */
+	TimestampTz prune_at;		/* when to forget old command ids */
+	int			retention;		/* that they were last forgotten by */
 } state;
+
+/*
+ * Who has a scheduled command due needs a projector, too.
+ */
+static void
+add_timer_owners(void)
+{
+	ListCell   *cell;
+
+	foreach(cell, state.timer_owners)
+	{
+		Oid			role = lfirst_oid(cell);
+		bool		found = false;
+		ListCell   *other;
+
+		foreach(other, state.owners)
+			found = found || ((EsOwner *) lfirst(other))->role == role;
+		if (!found)
+		{
+			EsOwner    *owner = palloc0(sizeof(EsOwner));
+
+			owner->role = role;
+			owner->processes = 1;
+			state.owners = lappend(state.owners, owner);
+		}
+	}
+}
 
 /*
  * Learn who needs a projector: nobody, while the database is a copy that was
@@ -59,11 +108,29 @@ learn_owners(void)
 
 	MemoryContextReset(state.owners_context);
 	state.owners = NIL;
+	state.timer_owners = NIL;
+	state.next_timer = DT_NOEND;
 	if (!es_identity_active())
 		return;
 	old = MemoryContextSwitchTo(state.owners_context);
 	state.owners = es_projection_owners();
+	state.timer_owners = es_timer_owners(&state.next_timer);
+	add_timer_owners();
 	MemoryContextSwitchTo(old);
+}
+
+/*
+ * Whether to look at the timers: they have changed, or one is or was due.
+ */
+static bool
+timers_may_have_changed(void)
+{
+	uint64		changes = es_timer_changes();
+	bool		may = changes != state.timer_changes || state.timer_owners != NIL ||
+		state.next_timer <= GetCurrentTimestamp();
+
+	state.timer_changes = changes;
+	return may;
 }
 
 /*
@@ -96,7 +163,8 @@ refresh(void)
 	installed = es_catalog_if_exists() != NULL;
 	if (installed)
 		meet_log(es_catalog()->event);
-	if (installed && state.generation != es_projections_generation())
+	if (installed && (timers_may_have_changed() ||
+					  state.generation != es_projections_generation()))
 	{
 		state.generation = es_projections_generation();
 		learn_owners();
@@ -107,11 +175,17 @@ refresh(void)
 }
 
 /*
- * Write the settled position down and announce it, in a transaction.
+ * Write the settled position down and announce it, and what has changed in
+ * watched tables, in a transaction.
  */
 static void
 publish_in_transaction(int64 settled, bool announce)
 {
+	bool		changes = announce && es_changes_pending();
+
+	/* What is committed after this tells us again. */
+	if (changes)
+		es_changes_expect(false);
 	SetCurrentStatementStartTimestamp();
 	StartTransactionCommand();
 	PushActiveSnapshot(GetTransactionSnapshot());
@@ -119,13 +193,23 @@ publish_in_transaction(int64 settled, bool announce)
 		es_settled_record(settled);
 	if (state.announced < 0)
 		state.announced = es_announced_position();
-	if (announce && settled > state.announced && es_identity_active())
-		es_announce(state.announced, settled);
+	if (announce)
+	{
+		bool		active = es_identity_active();
+
+		(void) set_config_option("lock_timeout", ANNOUNCE_LOCK_TIMEOUT,
+								 PGC_USERSET, PGC_S_SESSION,
+								 GUC_ACTION_LOCAL, true, 0, false);
+		if (active && settled > state.announced)
+			es_announce(state.announced, settled);
+		if (changes)
+			es_changes_announce(!active);
+	}
 	PopActiveSnapshot();
 	ES_FAULT("scheduler.settled");
 	CommitTransactionCommand();
 	ES_FAULT("scheduler.announced");
-	state.recorded = settled;
+	state.recorded = Max(state.recorded, settled);
 	if (announce)
 		state.announced = Max(state.announced, settled);
 }
@@ -143,6 +227,7 @@ announcement_failed(const ErrorData *error)
 				 errhint("See es_channels; pg_notification_queue_usage() tells whether a listener sleeps in a transaction.")));
 	state.announce_at = TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
 													ANNOUNCE_RETRY_MS);
+	es_changes_expect(true);
 	SetCurrentStatementStartTimestamp();
 	StartTransactionCommand();
 	PushActiveSnapshot(GetTransactionSnapshot());
@@ -161,7 +246,7 @@ publish(int64 settled)
 	MemoryContext context = CurrentMemoryContext;
 	ErrorData  *volatile error = NULL;
 
-	if (es_worker_ms_until(state.announce_at, ANNOUNCE_RETRY_MS) > 0)
+	if (es_worker_ms_left(state.announce_at, ANNOUNCE_RETRY_MS) > 0)
 		publish_in_transaction(settled, false);
 	else
 	{
@@ -216,16 +301,16 @@ announce(void)
 	long		ms;
 
 	wake_consumers(settled);
-	if (settled <= state.announced)
+	if (settled <= state.announced && !es_changes_pending())
 		return ES_HEARTBEAT_MS;
-	ms = es_worker_ms_until(state.announce_at, ANNOUNCE_RETRY_MS);
-	if (settled <= state.recorded && ms > 0)
-		return ms;
-	ms = es_worker_ms_until(when, es_notify_interval);
+	/* Where it failed, and there is nothing new to write down meanwhile. */
+	ms = es_worker_ms_left(state.announce_at, ANNOUNCE_RETRY_MS);
+	if (settled > state.recorded || ms == 0)
+		ms = es_worker_ms_left(when, es_notify_interval);
 	if (ms > 0)
 	{
 		/* Until then nobody needs to wake us. */
-		es_worker_listen(false);
+		es_worker_listen(settled <= state.recorded);
 		return ms;
 	}
 	publish(settled);
@@ -242,7 +327,8 @@ start_those_of(Oid owner, int processes)
 
 	for (int i = 0; i < processes; i++)
 		if (!es_worker_exists(ES_PROJECTOR, MyDatabaseId, owner, i) &&
-			es_restart_due(&state.restarts, owner, i, &timeout))
+			es_restart_due(&state.restarts, ES_PROJECTOR, MyDatabaseId, owner, i,
+						   &timeout))
 		{
 			(void) es_worker_start(ES_PROJECTOR, MyDatabaseId, owner, i);
 			timeout = Min(timeout, 1000);
@@ -327,6 +413,31 @@ start_projectors(void)
 }
 
 /*
+ * Forget old command ids, a few at a time.  Returns how long to sleep before
+ * there may be more.
+ */
+static long
+prune(void)
+{
+	TimestampTz now = GetCurrentTimestamp();
+	int64		n;
+
+	if (es_worker_ms_left(state.prune_at, PRUNE_MS) > 0 &&
+		state.retention == es_command_retention)
+		return es_worker_ms_until(state.prune_at);
+	SetCurrentStatementStartTimestamp();
+	StartTransactionCommand();
+	PushActiveSnapshot(GetTransactionSnapshot());
+	n = es_dedup_prune(PRUNE_STEP);
+	PopActiveSnapshot();
+	CommitTransactionCommand();
+	pgstat_report_stat(true);
+	state.retention = es_command_retention;
+	state.prune_at = TimestampTzPlusMilliseconds(now, n < PRUNE_STEP ? PRUNE_MS : PRUNE_PAUSE_MS);
+	return es_worker_ms_until(state.prune_at);
+}
+
+/*
  * Begin to serve the database, or go away where there is no log in it.
  */
 static void
@@ -345,6 +456,8 @@ begin(Datum arg)
 		proc_exit(0);
 	}
 	es_serve_database(true);
+	/* A predecessor may have left some. */
+	es_changes_expect(true);
 }
 
 void
@@ -372,6 +485,9 @@ es_scheduler_main(Datum arg)
 		MemoryContextSwitchTo(loop);
 		timeout = start_projectors();
 		timeout = Min(timeout, announce());
+		timeout = Min(timeout, prune());
+		if (state.next_timer != DT_NOEND)
+			timeout = Min(timeout, es_worker_ms_until(state.next_timer));
 		es_worker_report(NULL);
 		if (timeout > 0)
 			es_worker_sleep(timeout);

@@ -52,6 +52,9 @@ typedef struct Worker
 	int			pid;			/* 0 while it starts */
 	bool		stop;			/* it was asked to go */
 	TimestampTz started_at;
+
+	/* of a free entry: who had it last, as long as nobody else has */
+	EsWorkerKind left;			/* ES_FREE: nobody, or it failed */
 } Worker;
 
 typedef struct Workers
@@ -114,6 +117,7 @@ es_shell_shmem_init(void)
 static void
 free_entry(Worker *w)
 {
+	w->left = ES_FREE;
 	w->kind = ES_FREE;
 	w->generation++;
 	w->pid = 0;
@@ -141,6 +145,10 @@ reserve_entry(EsWorkerKind kind, Oid database, Oid role, int number)
 		}
 		if (w->kind == ES_FREE && entry < 0)
 			entry = i;
+		/* How this one ends is what counts from now on. */
+		if (w->left == kind && w->database == database && w->role == role &&
+			w->number == number)
+			w->left = ES_FREE;
 	}
 	if (entry >= 0)
 	{
@@ -156,11 +164,20 @@ reserve_entry(EsWorkerKind kind, Oid database, Oid role, int number)
 	return entry;
 }
 
+/*
+ * Free an entry and tell who waits for that; in_order says that its process
+ * ended because it had to and not because it failed.
+ */
 static void
-release_entry(int entry)
+release_entry(int entry, bool in_order)
 {
+	Worker	   *w = &shared->worker[entry];
+	EsWorkerKind kind = w->kind;
+
 	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
-	free_entry(&shared->worker[entry]);
+	free_entry(w);
+	if (in_order)
+		w->left = kind;
 	LWLockRelease(shared->lock);
 	ConditionVariableBroadcast(&shared->gone);
 }
@@ -180,7 +197,7 @@ leave(int code, Datum arg)
 		es_launcher_set(false);
 	if (w.kind == ES_SCHEDULER)
 		es_serve_database(false);
-	release_entry(me);
+	release_entry(me, code == 0 || w.stop);
 	if (w.kind == ES_SCHEDULER)
 		es_wake_launcher();
 	if (w.kind == ES_PROJECTOR)
@@ -211,7 +228,7 @@ attach(int entry, uint32 generation)
 		return;
 	}
 	if (mine)
-		release_entry(entry);
+		release_entry(entry, true);
 	proc_exit(0);
 }
 
@@ -272,6 +289,18 @@ es_worker_set_defaults(void)
 						PGC_SUSET, PGC_S_OVERRIDE);
 }
 
+/*
+ * Commit this transaction as durably as the server's default is, whatever this
+ * worker's is.
+ */
+void
+es_worker_commit_durably(void)
+{
+	(void) set_config_option("synchronous_commit", "on",
+							 PGC_SUSET, PGC_S_OVERRIDE,
+							 GUC_ACTION_LOCAL, true, 0, false);
+}
+
 bool
 es_worker_should_stop(void)
 {
@@ -309,12 +338,22 @@ es_worker_sleep(long timeout_ms)
 }
 
 /*
- * Milliseconds from now to a time that was set at most "longest" ahead, which
- * is no more than a heartbeat.  One that is further away is due: the clock was
- * set back since.
+ * Milliseconds from now to a time, at least 0 and at most a heartbeat.
  */
 long
-es_worker_ms_until(TimestampTz when, long longest)
+es_worker_ms_until(TimestampTz when)
+{
+	long		ms = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), when);
+
+	return Min(ms, ES_HEARTBEAT_MS);
+}
+
+/*
+ * The same to a time that was set "longest" ahead of the clock or less.  One
+ * that is further away is due: the clock was set back since.
+ */
+long
+es_worker_ms_left(TimestampTz when, long longest)
 {
 	long		ms = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), when);
 
@@ -402,7 +441,7 @@ es_worker_start(EsWorkerKind kind, Oid database, Oid role, int number)
 		return true;
 	}
 	if (entry >= 0)
-		release_entry(entry);
+		release_entry(entry, false);
 	if (!complained && !es_worker_exists(kind, database, role, number))
 	{
 		ereport(WARNING,
@@ -576,6 +615,27 @@ es_workers_stop(Oid database)
 	return any;
 }
 
+/*
+ * Whether the last worker of this kind, database and role ended in order, as
+ * far as that is still known.
+ */
+static bool
+left_in_order(EsWorkerKind kind, Oid database, Oid role, int number)
+{
+	bool		left = false;
+
+	LWLockAcquire(shared->lock, LW_SHARED);
+	for (int i = 0; i < max_worker_processes && !left; i++)
+	{
+		Worker	   *w = &shared->worker[i];
+
+		left = w->kind == ES_FREE && w->left == kind &&
+			w->database == database && w->role == role && w->number == number;
+	}
+	LWLockRelease(shared->lock);
+	return left;
+}
+
 static EsRestart *
 restart_of(List **restarts, Oid key, int number)
 {
@@ -601,15 +661,21 @@ restart_of(List **restarts, Oid key, int number)
 /*
  * Whether a worker that does not run may be started now; where it is not, the
  * timeout is lowered to when it may be.  One that keeps failing is started at
- * growing intervals.
+ * growing intervals.  The restarts are kept by what tells the caller's workers
+ * apart: the role, or else the database.
  */
 bool
-es_restart_due(List **restarts, Oid key, int number, long *timeout_ms)
+es_restart_due(List **restarts, EsWorkerKind kind, Oid database, Oid role,
+			   int number, long *timeout_ms)
 {
-	EsRestart  *r = restart_of(restarts, key, number);
+	EsRestart  *r = restart_of(restarts, OidIsValid(role) ? role : database,
+							   number);
 	TimestampTz now = GetCurrentTimestamp();
-	long		ms = es_worker_ms_until(r->not_before, LAST_RESTART_MS);
+	long		ms;
 
+	if (left_in_order(kind, database, role, number))
+		r->started_at = r->not_before = 0;
+	ms = es_worker_ms_left(r->not_before, LAST_RESTART_MS);
 	if (ms > 0)
 	{
 		*timeout_ms = Min(*timeout_ms, ms);

@@ -32,14 +32,16 @@ SELECT last_position - first_position AS span, version
 	{"tags": [], "type": "D", "metadata": null},
 	{"type": "E", "tags": null, "payload": {}}
   ]');
-SELECT e.version, type, payload, metadata, array_agg(tag ORDER BY tag) FILTER (WHERE tag IS NOT NULL)
+SELECT e.version, type, payload, metadata,
+	   array_agg(tag ORDER BY tag) FILTER (WHERE tag IS NOT NULL)
   FROM es_stream('batch-1') e LEFT JOIN es.tag USING ("position")
  GROUP BY 1, 2, 3, 4 ORDER BY 1;
 
 -- Consecutive positions and versions, also of many events at once.
 SELECT last_position - first_position AS span, version
   FROM es_append_batch('batch-2',
-		(SELECT jsonb_agg(jsonb_build_object('type', 'MANY', 'payload', jsonb_build_object('n', n)) ORDER BY n)
+		(SELECT jsonb_agg(jsonb_build_object('type', 'MANY',
+				'payload', jsonb_build_object('n', n)) ORDER BY n)
 		   FROM generate_series(1, 1000) n));
 SELECT count(*), bool_and((payload->>'n')::bigint = version) AS in_order,
 	   max("position") - min("position") AS span, max(version) FROM es_stream('batch-2');
