@@ -22,6 +22,7 @@
 #include "catalog/pg_type.h"
 #include "es.h"
 #include "executor/executor.h"
+#include "fault.h"
 #include "fmgr.h"
 #include "guc.h"
 #include "miscadmin.h"
@@ -268,6 +269,7 @@ void
 es_stream_open(EsStream *stream, text *name)
 {
 	(void) open_stream(stream, name, true);
+	ES_FAULT("append.locked");
 }
 
 bool
@@ -582,10 +584,13 @@ es_stream_append(EsStream *stream, EsEvent *events, int nevents)
 	es_tag_locks_take(&locks);
 	es_identity_establish();
 	first = es_take_positions(nevents);
+	ES_FAULT("append.positions");
 	append_rows(stream, events, nevents, first);
+	ES_FAULT("append.rows");
 	append_tags(events, nevents, first);
 	es_hint_put(stream->name, stream->version);
 	if (es_after_append)
 		es_after_append(stream, events, nevents, first);
+	ES_FAULT("append.done");
 	return first;
 }

@@ -45,6 +45,7 @@
 #include "catalog/pg_type.h"
 #include "commands/sequence.h"
 #include "es.h"
+#include "fault.h"
 #include "funcapi.h"
 #include "guc.h"
 #include "miscadmin.h"
@@ -667,7 +668,15 @@ xact_callback(XactEvent event, void *arg)
 {
 	switch (event)
 	{
+		case XACT_EVENT_PRE_COMMIT:
+			if (wake)
+				ES_FAULT("commit.before");
+			break;
 		case XACT_EVENT_COMMIT:
+			if (wake)
+				ES_FAULT("commit.visible");
+			end_transaction();
+			break;
 		case XACT_EVENT_ABORT:
 			end_transaction();
 			break;

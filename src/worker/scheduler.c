@@ -14,6 +14,7 @@
 #include "es.h"
 #include "fanout/change.h"
 #include "fanout/notify.h"
+#include "fault.h"
 #include "fmgr.h"
 #include "guc.h"
 #include "miscadmin.h"
@@ -205,7 +206,9 @@ publish_in_transaction(int64 settled, bool announce)
 			es_changes_announce(!active);
 	}
 	PopActiveSnapshot();
+	ES_FAULT("scheduler.settled");
 	CommitTransactionCommand();
+	ES_FAULT("scheduler.announced");
 	state.recorded = Max(state.recorded, settled);
 	if (announce)
 		state.announced = Max(state.announced, settled);
@@ -243,7 +246,7 @@ publish(int64 settled)
 	MemoryContext context = CurrentMemoryContext;
 	ErrorData  *volatile error = NULL;
 
-	if (state.announce_at > GetCurrentTimestamp())
+	if (es_worker_ms_left(state.announce_at, ANNOUNCE_RETRY_MS) > 0)
 		publish_in_transaction(settled, false);
 	else
 	{
@@ -301,9 +304,9 @@ announce(void)
 	if (settled <= state.announced && !es_changes_pending())
 		return ES_HEARTBEAT_MS;
 	/* Where it failed, and there is nothing new to write down meanwhile. */
-	if (settled <= state.recorded)
-		when = Max(when, state.announce_at);
-	ms = es_worker_ms_until(when);
+	ms = es_worker_ms_left(state.announce_at, ANNOUNCE_RETRY_MS);
+	if (settled > state.recorded || ms == 0)
+		ms = es_worker_ms_left(when, es_notify_interval);
 	if (ms > 0)
 	{
 		/* Until then nobody needs to wake us. */
@@ -419,7 +422,8 @@ prune(void)
 	TimestampTz now = GetCurrentTimestamp();
 	int64		n;
 
-	if (now < state.prune_at && state.retention == es_command_retention)
+	if (es_worker_ms_left(state.prune_at, PRUNE_MS) > 0 &&
+		state.retention == es_command_retention)
 		return es_worker_ms_until(state.prune_at);
 	SetCurrentStatementStartTimestamp();
 	StartTransactionCommand();
