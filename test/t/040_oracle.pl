@@ -177,6 +177,7 @@ foreach my $name (@names)
 
 #
 # The load: orders and customers, several in a transaction, some rolled back.
+# One transaction, because pgbench repeats all of a script after a deadlock.
 #
 my $load = q{
 \set order random(1, 1000000000)
@@ -198,13 +199,15 @@ SELECT es_append('customer-' || :other, 'NAMED', jsonb_build_object('name', 'n' 
 \if :what = 5
 SELECT es_append('customer-' || :other, 'LEFT');
 \endif
-COMMIT;
 \if :what > 6
 SELECT es_append_batch('order-' || :order, '[{"type": "PAID", "payload": {"by": "card"}}, {"type": "PACKED", "payload": {"boxes": 2}}]');
 \endif
+COMMIT;
 };
 my $script = $node->basedir . '/load.sql';
 append_to_file($script, $load);
+
+my @unexpected;
 
 sub start_load
 {
@@ -221,6 +224,7 @@ sub stop_load
 	my ($run) = @_;
 
 	eval { $run->{process}->kill_kill };
+	push @unexpected, "load: $1" while $run->{err} =~ /^(.*client \d+ aborted.*|.*ERROR.*)$/mg;
 	return;
 }
 
@@ -228,7 +232,6 @@ sub stop_load
 # What happens meanwhile.
 #
 my %happened;
-my @unexpected;
 
 # Conflicts with each other and with the load are part of it.
 my $expected = qr/is being rebuilt|is not being rebuilt|while it is rebuilt|deadlock detected|canceling statement due to|cannot be paused|declares no tables|terminating connection|connection to server|server closed|cannot be called by a projection|could not serialize/;
@@ -282,13 +285,14 @@ while (time < $begun + $seconds)
 	{
 		shift @crashes;
 		$happened{crash}++;
+		stop_load($run) if rand() < 0.5;
 		$node->stop('immediate');
+		$run->{err} = '';
 		stop_load($run);
 		$node->start;
 		$run = start_load();
 	}
 	$actions{ any(@weighted) }->();
-	$run->{process}->pumpable or $run = start_load();
 	sleep(0.05 + rand(0.25));
 }
 stop_load($run);
