@@ -101,6 +101,7 @@ CREATE TABLE es.subscription_partition (
 	partition		integer NOT NULL,
 	"position"		bigint NOT NULL,
 	delivered		bigint NOT NULL,
+	handed_out		bigint NOT NULL,
 	attempts		integer NOT NULL DEFAULT 0,
 	batch			integer NOT NULL DEFAULT 0,
 	failing			bigint,
@@ -119,7 +120,9 @@ COMMENT ON TABLE es.subscription_partition IS
 COMMENT ON COLUMN es.subscription_partition."position" IS
 	'All events up to here are acknowledged, parked, or not of this partition.';
 COMMENT ON COLUMN es.subscription_partition.delivered IS
-	'Events up to here were handed out; those behind position wait for es_ack().';
+	'Up to here the consumer was given events by its last es_fetch(); those behind position wait for es_ack().';
+COMMENT ON COLUMN es.subscription_partition.handed_out IS
+	'Events up to here were given to some consumer before.';
 COMMENT ON COLUMN es.subscription_partition.attempts IS
 	'How often the first event behind position was handed out without any progress.';
 COMMENT ON COLUMN es.subscription_partition.batch IS

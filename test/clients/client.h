@@ -15,6 +15,13 @@
 #include <string.h>
 #include <unistd.h>
 
+static void
+ignore_notice(void *arg, const PGresult *result)
+{
+	(void) arg;
+	(void) result;
+}
+
 /*
  * Connect, and keep trying as long as the server is not there.
  */
@@ -26,7 +33,10 @@ connect_patiently(const char *conninfo)
 		PGconn	   *conn = PQconnectdb(conninfo);
 
 		if (PQstatus(conn) == CONNECTION_OK)
+		{
+			PQsetNoticeReceiver(conn, ignore_notice, NULL);
 			return conn;
+		}
 		PQfinish(conn);
 		usleep(100 * 1000);
 	}
