@@ -27,10 +27,12 @@ int			es_command_retention = 7 * SECS_PER_DAY;
 int			es_schedule_attempts = 10;
 int			es_max_databases = 64;
 int			es_notify_interval = 10;
+int			es_watch_max_keys = 1000;
 int			es_batch_interval = 5;
 int			es_batch_size = 10000;
 int			es_max_batch_size = 100000;
 int			es_max_projectors = 4;
+int			es_rebuild_lock_timeout = 2000;
 int			es_projector_synchronous_commit = SYNCHRONOUS_COMMIT_OFF;
 bool		es_allow_destructive = false;
 bool		es_workers = true;
@@ -192,6 +194,12 @@ define_worker_settings(void)
 							&es_notify_interval, 10, 0, 60000,
 							PGC_SIGHUP, GUC_UNIT_MS,
 							NULL, NULL, NULL);
+	DefineCustomIntVariable("es.watch_max_keys",
+							"Changed keys of a watched table that are announced one by one.",
+							"Where more have changed, listeners are told just that.",
+							&es_watch_max_keys, 1000, 1, 100000,
+							PGC_SIGHUP, 0,
+							NULL, NULL, NULL);
 	DefineCustomIntVariable("es.batch_interval",
 							"Least time between two small batches of a projector.",
 							"Groups events while they pour in; an idle projector and es_wait() are served at once.",
@@ -209,6 +217,12 @@ define_worker_settings(void)
 							"A projection's own batch_size goes before this.",
 							&es_max_batch_size, 100000, 1, 10000000,
 							PGC_SIGHUP, 0,
+							NULL, NULL, NULL);
+	DefineCustomIntVariable("es.rebuild_lock_timeout",
+							"How long the end of a rebuild waits for a lock.",
+							"Where that is not enough, it is tried again later.",
+							&es_rebuild_lock_timeout, 2000, 1, INT_MAX,
+							PGC_SIGHUP, GUC_UNIT_MS,
 							NULL, NULL, NULL);
 	DefineCustomIntVariable("es.max_projectors",
 							"Projector processes of a database.",

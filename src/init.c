@@ -8,11 +8,13 @@
 #include "catalog.h"
 #include "command/definition.h"
 #include "es.h"
+#include "fanout/change.h"
 #include "fanout/channel.h"
 #include "fanout/lease.h"
 #include "fmgr.h"
 #include "guc.h"
 #include "miscadmin.h"
+#include "projection/depend.h"
 #include "projection/registry.h"
 #include "projection/sync.h"
 #include "storage/ipc.h"
@@ -69,6 +71,8 @@ _PG_init(void)
 	es_channel_init();
 	es_lease_init();
 	es_sync_init();
+	es_change_init();
+	es_depend_init();
 
 	/* Without shared memory the rest could do nothing; see es_database(). */
 	if (!process_shared_preload_libraries_in_progress)

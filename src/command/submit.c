@@ -31,6 +31,7 @@
 #include "command/registry.h"
 #include "command/state.h"
 #include "es.h"
+#include "fault.h"
 #include "fmgr.h"
 #include "funcapi.h"
 #include "miscadmin.h"
@@ -316,6 +317,7 @@ submit(EsSubmission *s, EsOutcome *outcome)
 	outcome->events = d.nevents;
 	outcome->duplicate = false;
 	es_dedup_record(&request, outcome);
+	ES_FAULT("submit.recorded");
 }
 
 /*

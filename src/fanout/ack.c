@@ -62,7 +62,7 @@ static EsStatement save_busy = ES_SQL(
 	3, TEXTOID, TEXTOID, INT4ARRAYOID);
 static EsStatement save_position = ES_SQL(
 	"UPDATE es.subscription_partition SET position = $3, attempts = 0, "
-	"  batch = CASE WHEN delivered > $3 THEN batch ELSE 0 END, "
+	"  batch = CASE WHEN handed_out > $3 THEN batch ELSE 0 END, "
 	"  failing = CASE WHEN failing > $3 THEN failing END, "
 	"  failures = CASE WHEN failing > $3 THEN failures ELSE 0 END, "
 	"  error = CASE WHEN failing > $3 THEN error END "
@@ -83,7 +83,7 @@ static EsStatement extend_consumer = ES_SQL(
 	"WHERE subscription = $1 AND consumer = $2", 3, TEXTOID, TEXTOID, FLOAT8OID);
 static EsStatement leave = ES_SQL(
 	"WITH c AS (DELETE FROM es.subscription_consumer WHERE subscription = $1 AND consumer = $2) "
-	"UPDATE es.subscription_partition SET consumer = NULL, lease_until = NULL "
+	"UPDATE es.subscription_partition SET consumer = NULL, lease_until = NULL, delivered = position "
 	"WHERE subscription = $1 AND consumer = $2", 2, TEXTOID, TEXTOID);
 
 static void
@@ -331,7 +331,7 @@ write_failure(const Holding *h, const EsPartition *p, const char *reason, int64 
 static void
 give_back_letter(Holding *h, EsPartition *p, EsLetter *letter, const char *reason)
 {
-	es_letter_give_back(&h->subscription, letter->position);
+	es_letters_take_back(&h->subscription, p->number, letter->position);
 	if (letter->deliveries >= h->subscription.max_deliveries)
 		es_letter_park(NULL, &h->subscription, *letter,
 					   reason ? reason : "given back");

@@ -25,6 +25,7 @@
 #include "parser/parser.h"
 #include "projection/apply.h"
 #include "projection/define.h"
+#include "projection/rebuild.h"
 #include "projection/registry.h"
 #include "projection/sync.h"
 #include "storage/lmgr.h"
@@ -75,7 +76,8 @@ static EsStatement lock_checkpoints = ES_SQL(
 	"SELECT FROM es.checkpoint WHERE projection = $1 AND rebuild = 0 "
 	"ORDER BY partition FOR UPDATE", 1, TEXTOID);
 static EsStatement revise = ES_SQL(
-	"UPDATE es.checkpoint SET revision = revision + 1 WHERE projection = $1", 1, TEXTOID);
+	"UPDATE es.checkpoint SET revision = revision + 1 WHERE projection = $1 AND rebuild = 0",
+	1, TEXTOID);
 static EsStatement delete_projection = ES_SQL(
 	"WITH l AS (DELETE FROM es.dead_letter WHERE projection = $1), "
 	"  e AS (DELETE FROM es.projection_error WHERE projection = $1) "
@@ -88,7 +90,8 @@ static EsStatement select_sync_skip = ES_SQL(
 	"SELECT FROM es.projection WHERE name = $1 AND mode = 'sync' AND on_error = 'skip'", 1, TEXTOID);
 static EsStatement forget_errors = ES_SQL(
 	"UPDATE es.checkpoint SET retries = 0, error_at = NULL, error = NULL, "
-	"  error_sqlstate = NULL, error_position = NULL WHERE projection = $1", 1, TEXTOID);
+	"  error_sqlstate = NULL, error_position = NULL "
+	"WHERE projection = $1 AND (rebuild = 0 OR error IS NOT NULL)", 1, TEXTOID);
 static EsStatement other_declaring = ES_SQL(
 	"SELECT p.name, t::text FROM es.projection p, unnest(p.tables) t "
 	"WHERE t = ANY ($2) AND p.name <> $1 LIMIT 1",
@@ -101,6 +104,32 @@ es_projection_missing(const char *name)
 			(errcode(ERRCODE_UNDEFINED_OBJECT),
 			 errmsg("projection \"%s\" does not exist", name),
 			 errhint("See es_projections for what there is.")));
+}
+
+/*
+ * What a statement of a projection's query would be called where it is not
+ * allowed, or NULL.  SELECT ... INTO makes a table, the second time in vain.
+ */
+static const char *
+refused_statement(Node *statement)
+{
+	SelectStmt *select;
+
+	switch (nodeTag(statement))
+	{
+		case T_SelectStmt:
+			select = (SelectStmt *) statement;
+			while (select->larg)
+				select = select->larg;
+			return select->intoClause ? "SELECT INTO" : NULL;
+		case T_InsertStmt:
+		case T_UpdateStmt:
+		case T_DeleteStmt:
+		case T_MergeStmt:
+			return NULL;
+		default:
+			return CreateCommandName(statement);
+	}
 }
 
 /*
@@ -121,24 +150,14 @@ check_statements(const char *query)
 				 errhint("Give SQL over es_batch, for example INSERT INTO ... SELECT ... FROM es_batch.")));
 	foreach(cell, statements)
 	{
-		RawStmt    *raw = lfirst_node(RawStmt, cell);
+		const char *refused = refused_statement(lfirst_node(RawStmt, cell)->stmt);
 
-		switch (nodeTag(raw->stmt))
-		{
-			case T_SelectStmt:
-			case T_InsertStmt:
-			case T_UpdateStmt:
-			case T_DeleteStmt:
-			case T_MergeStmt:
-				break;
-			default:
-				ereport(ERROR,
-						(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-						 errmsg("%s is not allowed in the query of a projection",
-								CreateCommandName(raw->stmt)),
-						 errdetail("A projection's query is made of SELECT, INSERT, UPDATE, DELETE and MERGE."),
-						 errhint("The worker begins and ends the transaction; it commits read model and checkpoint together.")));
-		}
+		if (refused)
+			ereport(ERROR,
+					(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+					 errmsg("%s is not allowed in the query of a projection", refused),
+					 errdetail("A projection's query is made of SELECT, INSERT, UPDATE, DELETE and MERGE."),
+					 errhint("The worker begins and ends the transaction; it commits read model and checkpoint together.")));
 	}
 }
 
@@ -521,6 +540,7 @@ es_drop_projection(PG_FUNCTION_ARGS)
 {
 	Datum		name = locked_argument(fcinfo);
 
+	es_rebuild_cancel(name);
 	run(&delete_projection, name);
 	es_projections_changed();
 	PG_RETURN_VOID();

@@ -22,6 +22,7 @@
 #include "catalog/pg_type.h"
 #include "es.h"
 #include "executor/executor.h"
+#include "fault.h"
 #include "fmgr.h"
 #include "guc.h"
 #include "miscadmin.h"
@@ -58,6 +59,7 @@ enum
 #define CHUNK	256
 
 EsAfterAppend es_after_append = NULL;
+bool		es_append_refused = false;
 
 static EsTable event_table = ES_TABLE(EVENT_COLUMNS,
 									  INT8OID, INT8OID, TIMESTAMPTZOID, TEXTOID,
@@ -217,6 +219,12 @@ es_check_can_lock(const char *function)
 	PreventCommandIfReadOnly(function);
 	PreventCommandDuringRecovery(function);
 	PreventCommandIfParallelMode(function);
+	if (es_append_refused)
+		ereport(ERROR,
+				(errcode(ERRCODE_ES_CANNOT_REBUILD),
+				 errmsg("%s cannot be called by a projection that is being rebuilt", function),
+				 errdetail("It would take effect once more for events that were applied long ago."),
+				 errhint("Call es_cancel_rebuild(), and keep what appends in a projection without tables.")));
 }
 
 /*
@@ -261,6 +269,7 @@ void
 es_stream_open(EsStream *stream, text *name)
 {
 	(void) open_stream(stream, name, true);
+	ES_FAULT("append.locked");
 }
 
 bool
@@ -575,10 +584,13 @@ es_stream_append(EsStream *stream, EsEvent *events, int nevents)
 	es_tag_locks_take(&locks);
 	es_identity_establish();
 	first = es_take_positions(nevents);
+	ES_FAULT("append.positions");
 	append_rows(stream, events, nevents, first);
+	ES_FAULT("append.rows");
 	append_tags(events, nevents, first);
 	es_hint_put(stream->name, stream->version);
 	if (es_after_append)
 		es_after_append(stream, events, nevents, first);
+	ES_FAULT("append.done");
 	return first;
 }

@@ -45,6 +45,7 @@
 #include "catalog/pg_type.h"
 #include "commands/sequence.h"
 #include "es.h"
+#include "fault.h"
 #include "funcapi.h"
 #include "guc.h"
 #include "miscadmin.h"
@@ -146,6 +147,7 @@ es_watermark_shmem_init(void)
 		pg_atomic_init_u32(&d->served, 0);
 		pg_atomic_init_u32(&d->waiters, 0);
 		pg_atomic_init_u64(&d->changes, 0);
+		pg_atomic_init_u32(&d->watched_changes, 0);
 		pg_atomic_init_u64(&d->timer_changes, 0);
 		ConditionVariableInit(&d->progress);
 		ConditionVariableInit(&d->news);
@@ -184,6 +186,7 @@ find_or_make_database(Oid oid)
 		pg_atomic_write_u32(&d->wanted, 0);
 		pg_atomic_write_u32(&d->served, 0);
 		pg_atomic_write_u32(&d->waiters, 0);
+		pg_atomic_write_u32(&d->watched_changes, 0);
 		d->oid = oid;
 	}
 	LWLockRelease(shared->lock);
@@ -665,7 +668,15 @@ xact_callback(XactEvent event, void *arg)
 {
 	switch (event)
 	{
+		case XACT_EVENT_PRE_COMMIT:
+			if (wake)
+				ES_FAULT("commit.before");
+			break;
 		case XACT_EVENT_COMMIT:
+			if (wake)
+				ES_FAULT("commit.visible");
+			end_transaction();
+			break;
 		case XACT_EVENT_ABORT:
 			end_transaction();
 			break;

@@ -28,6 +28,7 @@ typedef struct EsDatabase
 	pg_atomic_uint64 changes;	/* of what the workers go by */
 	pg_atomic_uint64 timer_changes; /* of scheduled commands */
 	ConditionVariable progress; /* told when a projection has applied */
+	pg_atomic_uint32 watched_changes;	/* watched read models have changed */
 	ConditionVariable news;		/* told when the settled position has moved */
 } EsDatabase;
 

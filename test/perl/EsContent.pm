@@ -104,7 +104,9 @@ sub catalog
 		ORDER BY 1});
 
 	# The words may have line feeds.
-	return [ split /\n(?=(?:object|column|relation|index|constraint|trigger|view|sequence|function|dumped): )/,
+	my $kinds = join('|', qw(object column relation index constraint trigger view sequence
+		function dumped));
+	return [ split /\n(?=(?:$kinds): )/,
 		$words ];
 }
 

@@ -19,7 +19,7 @@ use warnings;
 
 use parent 'PostgreSQL::Test::Cluster';
 
-use PostgreSQL::Test::Utils;
+use PostgreSQL::Test::Utils qw(run_command slurp_file);
 use Time::HiRes qw(usleep time);
 
 # Seconds to wait for what has to happen, as PostgreSQL's own tests have it.

@@ -20,7 +20,7 @@ END
 $$;
 \pset format unaligned
 \pset tuples_only on
-SELECT coalesce(max("position"), 0) AS start FROM es.event \gset
+SELECT es_settled() AS start \gset
 -- Types of what matches, behind the start.
 CREATE FUNCTION conditions_types(query jsonb, after bigint, max_count integer DEFAULT NULL)
 	RETURNS text LANGUAGE sql VOLATILE AS $$
