@@ -116,7 +116,8 @@ CREATE FUNCTION es_create_command(
 	payload_type regtype DEFAULT NULL)
 	RETURNS void
 	AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE;
-COMMENT ON FUNCTION es_create_command(text, text, text, regprocedure, regprocedure, boolean, regtype) IS
+COMMENT ON FUNCTION es_create_command(text, text, text, regprocedure, regprocedure, boolean,
+	regtype) IS
 	'Define a command on the aggregates of a category, that becomes one event_type or what decide returns. creates: true the aggregate must not exist, false it must, NULL either.';
 
 CREATE FUNCTION es_drop_command(name text) RETURNS void
