@@ -18,7 +18,7 @@ OBJS = $(patsubst %.c,%.o,$(sort $(wildcard src/*.c src/*/*.c)))
 # One script for each word of the design; the order is that of their needs.
 SCRIPT = sql/$(EXTENSION)--$(EXTVERSION).sql
 SCRIPT_PARTS = $(patsubst %,sql/%.sql, \
-	header store command projection fanout monitor)
+	header store command projection rebuild fanout monitor)
 
 DATA = $(wildcard sql/$(EXTENSION)--*--*.sql)
 DATA_built = $(SCRIPT)
@@ -33,7 +33,7 @@ ISOLATION_OPTS = --inputdir=test/isolation --outputdir=. \
 	--load-extension=$(EXTENSION)
 
 # PostgreSQL's own headers are not clean under the last two.
-PG_CPPFLAGS = -I$(srcdir)/src $(if $(filter 1,$(ES_DEBUG)),-DES_DEBUG)
+PG_CPPFLAGS = -I$(srcdir)/src -DES_VERSION='"$(EXTVERSION)"' $(if $(filter 1,$(ES_DEBUG)),-DES_DEBUG)
 PG_CFLAGS = -Wall -Wextra -Wno-unused-parameter -Wno-sign-compare
 
 # The server's flags were chosen for gcc; clang warns of what it lacks.
@@ -76,6 +76,7 @@ setup:
 test:
 	test/run $(TESTS)
 
+# KEEP=1 opens psql in the store when the demo has ended.
 demo:
 	demo/run
 

@@ -63,9 +63,26 @@ CREATE TABLE es.identity (
 COMMENT ON TABLE es.identity IS
 	'The database this log belongs to; where it is another one, workers wait for es_activate().';
 
+CREATE TABLE es.command_log (
+	command_id		uuid NOT NULL,
+	"position"		bigint,
+	version			bigint NOT NULL,
+	submitted_at	timestamptz NOT NULL,
+	fingerprint		bigint NOT NULL,
+	events			integer NOT NULL,
+	command			text COLLATE pg_catalog."C" NOT NULL,
+	stream			text COLLATE pg_catalog."C" NOT NULL,
+	CONSTRAINT command_log_pkey PRIMARY KEY (command_id)
+);
+COMMENT ON TABLE es.command_log IS
+	'Results of commands and appends that came with a command_id, so that a retry gets the first result.';
+COMMENT ON COLUMN es.command_log.fingerprint IS 'Hash of the payload: the same id with another payload is an error.';
+CREATE INDEX command_log_submitted_at_idx ON es.command_log (submitted_at);
+
 SELECT pg_catalog.pg_extension_config_dump('es.event', '');
 SELECT pg_catalog.pg_extension_config_dump('es.tag', '');
 SELECT pg_catalog.pg_extension_config_dump('es.event_position', '');
+SELECT pg_catalog.pg_extension_config_dump('es.command_log', '');
 SELECT pg_catalog.pg_extension_config_dump('es.identity', '');
 
 -- What a decider returns, and the elements of es_append_batch().
@@ -86,22 +103,39 @@ COMMENT ON TYPE es.new_event IS
 CREATE FUNCTION es.refuse_change() RETURNS trigger
 	AS 'MODULE_PATHNAME', 'es_refuse_change' LANGUAGE C;
 COMMENT ON FUNCTION es.refuse_change() IS
-	'Trigger: refuses UPDATE, DELETE and TRUNCATE unless es.allow_destructive is on.';
+	'Trigger: refuses direct writes to the log unless es.allow_destructive is on; rows of a restore pass.';
 
--- The statement trigger speaks even where no row matches; logical apply fires
--- only the row trigger.
-CREATE TRIGGER append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON es.event
+-- The statement triggers speak even where no row matches.  Logical apply fires
+-- row triggers only, and for its INSERT one that is not in the way of COPY: an
+-- AFTER trigger, which ordinary sessions do not even look at.
+CREATE TRIGGER append_only BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE ON es.event
 	FOR EACH STATEMENT EXECUTE FUNCTION es.refuse_change();
 CREATE TRIGGER append_only_row BEFORE UPDATE OR DELETE ON es.event
 	FOR EACH ROW EXECUTE FUNCTION es.refuse_change();
-CREATE TRIGGER append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON es.tag
-	FOR EACH STATEMENT EXECUTE FUNCTION es.refuse_change();
-CREATE TRIGGER append_only_row BEFORE UPDATE OR DELETE ON es.tag
+CREATE TRIGGER append_only_apply AFTER INSERT ON es.event
 	FOR EACH ROW EXECUTE FUNCTION es.refuse_change();
 ALTER TABLE es.event ENABLE ALWAYS TRIGGER append_only;
 ALTER TABLE es.event ENABLE ALWAYS TRIGGER append_only_row;
+ALTER TABLE es.event ENABLE REPLICA TRIGGER append_only_apply;
+
+CREATE TRIGGER append_only BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE ON es.tag
+	FOR EACH STATEMENT EXECUTE FUNCTION es.refuse_change();
+CREATE TRIGGER append_only_row BEFORE UPDATE OR DELETE ON es.tag
+	FOR EACH ROW EXECUTE FUNCTION es.refuse_change();
+CREATE TRIGGER append_only_apply AFTER INSERT ON es.tag
+	FOR EACH ROW EXECUTE FUNCTION es.refuse_change();
 ALTER TABLE es.tag ENABLE ALWAYS TRIGGER append_only;
 ALTER TABLE es.tag ENABLE ALWAYS TRIGGER append_only_row;
+ALTER TABLE es.tag ENABLE REPLICA TRIGGER append_only_apply;
+
+-- Without its identity the log would take rows as from a restore; a new row
+-- can only suspend the workers.
+CREATE TRIGGER append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON es.identity
+	FOR EACH STATEMENT EXECUTE FUNCTION es.refuse_change();
+CREATE TRIGGER append_only_row BEFORE UPDATE OR DELETE ON es.identity
+	FOR EACH ROW EXECUTE FUNCTION es.refuse_change();
+ALTER TABLE es.identity ENABLE ALWAYS TRIGGER append_only;
+ALTER TABLE es.identity ENABLE ALWAYS TRIGGER append_only_row;
 
 --
 -- Appending
@@ -114,23 +148,25 @@ CREATE FUNCTION es_append(
 	expected_version bigint DEFAULT NULL,
 	metadata jsonb DEFAULT NULL,
 	tags text[] DEFAULT NULL,
+	command_id uuid DEFAULT NULL,
 	OUT "position" bigint,
 	OUT version bigint)
 	RETURNS record
 	AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE;
-COMMENT ON FUNCTION es_append(text, text, jsonb, bigint, jsonb, text[]) IS
-	'Append one event to a stream. expected_version: NULL any, 0 the stream must not exist, n it must be at n (else ES001).';
+COMMENT ON FUNCTION es_append(text, text, jsonb, bigint, jsonb, text[], uuid) IS
+	'Append one event to a stream. expected_version: NULL any, 0 the stream must not exist, n it must be at n (else ES001). The same command_id again returns the first result.';
 
 CREATE FUNCTION es_append_batch(
 	stream text,
 	events jsonb,
 	expected_version bigint DEFAULT NULL,
+	command_id uuid DEFAULT NULL,
 	OUT first_position bigint,
 	OUT last_position bigint,
 	OUT version bigint)
 	RETURNS record
 	AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE;
-COMMENT ON FUNCTION es_append_batch(text, jsonb, bigint) IS
+COMMENT ON FUNCTION es_append_batch(text, jsonb, bigint, uuid) IS
 	'Append events [{"type":..., "payload":..., "metadata":..., "tags":[...]}, ...] to a stream: all or none, at consecutive versions.';
 
 --
@@ -166,6 +202,51 @@ CREATE FUNCTION es_stream(
 COMMENT ON FUNCTION es_stream(text, bigint, integer) IS
 	'The events of one stream in the order of their versions.';
 
+CREATE FUNCTION es.stream_partition(stream text, partitions integer) RETURNS integer
+	AS 'MODULE_PATHNAME', 'es_stream_partition' LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
+COMMENT ON FUNCTION es.stream_partition(text, integer) IS
+	'The partition, from 0 on, that a stream belongs to: hashtextextended(stream, 0), taken as unsigned, modulo partitions.';
+
+--
+-- Conditions across streams
+--
+
+CREATE FUNCTION es_read_matching(
+	query jsonb,
+	after bigint DEFAULT 0,
+	max_count integer DEFAULT NULL)
+	RETURNS SETOF es.event
+	AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE ROWS 100;
+COMMENT ON FUNCTION es_read_matching(jsonb, bigint, integer) IS
+	'Events that match {"items": [{"types": [...], "tags": [...]}, ...]}, up to the settled position: any item, any of its types, all of its tags.';
+
+CREATE FUNCTION es_read_to() RETURNS bigint
+	AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL RESTRICTED;
+COMMENT ON FUNCTION es_read_to() IS
+	'How far the last es_read_matching() of this session has read: the position to give to es_append_if().';
+
+CREATE FUNCTION es_lock_matching(
+	query jsonb,
+	after bigint DEFAULT 0,
+	max_count integer DEFAULT NULL)
+	RETURNS SETOF es.event
+	AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE ROWS 100;
+COMMENT ON FUNCTION es_lock_matching(jsonb, bigint, integer) IS
+	'All committed events that match a query; nobody else appends one that matches until this transaction ends.';
+
+CREATE FUNCTION es_append_if(
+	events jsonb,
+	fail_if_match jsonb,
+	after bigint DEFAULT 0,
+	command_id uuid DEFAULT NULL,
+	OUT first_position bigint,
+	OUT last_position bigint,
+	OUT events_appended bigint)
+	RETURNS record
+	AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION es_append_if(jsonb, jsonb, bigint, uuid) IS
+	'Append [{"stream":..., "type":..., "payload":..., "tags":[...]}, ...], all or none, unless an event that matches the query stands behind a position (ES004).';
+
 --
 -- The range of events that a projection applies
 --
@@ -178,19 +259,29 @@ CREATE FUNCTION es.batch_to() RETURNS bigint
 	AS 'MODULE_PATHNAME', 'es_batch_to' LANGUAGE C STABLE PARALLEL RESTRICTED;
 COMMENT ON FUNCTION es.batch_to() IS 'The batch of this session ends with this position.';
 
-CREATE FUNCTION es.batch_has(stream text, category text, type text) RETURNS boolean
+CREATE FUNCTION es.batch_has("position" bigint, stream text, category text, type text)
+	RETURNS boolean
 	AS 'MODULE_PATHNAME', 'es_batch_has' LANGUAGE C STABLE STRICT PARALLEL RESTRICTED COST 1;
-COMMENT ON FUNCTION es.batch_has(text, text, text) IS
+COMMENT ON FUNCTION es.batch_has(bigint, text, text, text) IS
 	'Whether the filter of the projection being applied lets such an event through.';
 
-CREATE VIEW es_batch AS
+-- With the rights of who asks: row security on es.event holds here too.
+CREATE VIEW es_batch WITH (security_invoker = true) AS
 	SELECT e."position", e.version, e.recorded_at, e.stream, e.category, e.type, e.payload, e.metadata
 	  FROM es.event e
 	 WHERE e."position" OPERATOR(pg_catalog.>) es.batch_after()
 	   AND e."position" OPERATOR(pg_catalog.<=) es.batch_to()
-	   AND es.batch_has(e.stream, e.category, e.type);
+	   AND es.batch_has(e."position", e.stream, e.category, e.type);
 COMMENT ON VIEW es_batch IS
 	'The events to apply now. By hand: SET es.batch = ''100,200'' shows the events behind 100 up to 200.';
+
+-- A handler takes es.event, as evolve() of an aggregate does, and is called with
+-- a row of the view.
+CREATE FUNCTION es.batch_event(es_batch) RETURNS es.event
+	LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
+	RETURN ROW($1.*)::es.event;
+COMMENT ON FUNCTION es.batch_event(es_batch) IS 'A row of es_batch as the event that it is.';
+CREATE CAST (es_batch AS es.event) WITH FUNCTION es.batch_event(es_batch) AS IMPLICIT;
 
 --
 -- A copy of a database

@@ -11,11 +11,13 @@
 #include "postgres.h"
 
 #include "access/genam.h"
+#include "access/htup_details.h"
 #include "access/table.h"
 #include "access/xact.h"
 #include "catalog.h"
 #include "catalog/indexing.h"
 #include "catalog/namespace.h"
+#include "catalog/pg_authid.h"
 #include "catalog/pg_extension.h"
 #include "commands/extension.h"
 #include "es.h"
@@ -26,6 +28,8 @@
 #include "utils/inval.h"
 #include "utils/lsyscache.h"
 #include "utils/rel.h"
+#include "utils/snapmgr.h"
+#include "utils/syscache.h"
 
 /* Valid between two invalidations; changed by lookup() and forget() alone. */
 static EsCatalog cache;
@@ -48,41 +52,49 @@ es_catalog_init(void)
 }
 
 /*
- * The owner of the extension, or InvalidOid where it is not installed.
+ * Read the extension's row: its owner, the schema it was created in and the
+ * version of its SQL; false where it is not installed.
  */
-static Oid
-extension_owner(void)
+static bool
+read_extension(void)
 {
 	Relation	rel = table_open(ExtensionRelationId, AccessShareLock);
 	ScanKeyData key;
 	SysScanDesc scan;
 	HeapTuple	tuple;
-	Oid			owner = InvalidOid;
+	bool		found;
 
 	ScanKeyInit(&key, Anum_pg_extension_extname, BTEqualStrategyNumber,
 				F_NAMEEQ, CStringGetDatum("es"));
 	scan = systable_beginscan(rel, ExtensionNameIndexId, true, NULL, 1, &key);
 	tuple = systable_getnext(scan);
-	if (HeapTupleIsValid(tuple))
-		owner = ((Form_pg_extension) GETSTRUCT(tuple))->extowner;
+	found = HeapTupleIsValid(tuple);
+	if (found)
+	{
+		bool		isnull;
+		Datum		version = heap_getattr(tuple, Anum_pg_extension_extversion,
+										   RelationGetDescr(rel), &isnull);
+
+		cache.owner = ((Form_pg_extension) GETSTRUCT(tuple))->extowner;
+		cache.schema = ((Form_pg_extension) GETSTRUCT(tuple))->extnamespace;
+		text_to_cstring_buffer(DatumGetTextPP(version), cache.version,
+							   sizeof(cache.version));
+	}
 	systable_endscan(scan);
 	table_close(rel, AccessShareLock);
-	return owner;
+	return found;
 }
 
 static bool
 lookup(void)
 {
 	Oid			schema = get_namespace_oid("es", true);
-	Oid			owner;
 
 	if (!OidIsValid(schema))
 		return false;
-	owner = extension_owner();
-	if (!OidIsValid(owner))
+	if (!read_extension())
 		return false;
 
-	cache.owner = owner;
 	cache.event = get_relname_relid("event", schema);
 	cache.event_key = get_relname_relid("event_pkey", schema);
 	cache.event_stream = get_relname_relid("event_stream_version_key", schema);
@@ -94,6 +106,10 @@ lookup(void)
 	cache.command_type = get_relname_relid("command_type", schema);
 	cache.command_log = get_relname_relid("command_log", schema);
 	cache.command_log_id = get_relname_relid("command_log_pkey", schema);
+	cache.aggregate = get_relname_relid("aggregate", schema);
+	cache.snapshot = get_relname_relid("snapshot", schema);
+	cache.snapshot_key = get_relname_relid("snapshot_pkey", schema);
+	cache.tag_key = get_relname_relid("tag_pkey", schema);
 	cache.projection = get_relname_relid("projection", schema);
 	cache.channel = get_relname_relid("channel", schema);
 	cache.change = get_relname_relid("change", schema);
@@ -130,6 +146,11 @@ es_catalog_cached(void)
 	return cache_valid ? &cache : NULL;
 }
 
+/*
+ * The same, and an error where there is no extension or its SQL is not that of
+ * this library: what the one expects of the other may be different.  That is
+ * looked up every time, until it fits.
+ */
 const EsCatalog *
 es_catalog(void)
 {
@@ -140,12 +161,49 @@ es_catalog(void)
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("extension \"es\" is not installed in this database"),
 				 errhint("Run CREATE EXTENSION es.")));
+	if (strcmp(catalog->version, ES_VERSION) != 0)
+	{
+		cache_valid = false;
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("extension \"es\" is at version %s, but the loaded library is of version %s",
+						catalog->version, ES_VERSION),
+				 errhint("Run ALTER EXTENSION es UPDATE, or install the library of the other version and restart the server.")));
+	}
 	return catalog;
 }
 
 /*
+ * Refuse a wish that makes a worker connect as a role, where none can: before
+ * PostgreSQL 17 one cannot as a role without LOGIN.
+ */
+void
+es_check_worker_role(Oid role, const char *wish, const char *reason)
+{
+	HeapTuple	tuple;
+	bool		can_login;
+
+	if (!ES_WORKER_NEEDS_LOGIN)
+		return;
+	tuple = SearchSysCache1(AUTHOID, ObjectIdGetDatum(role));
+	if (!HeapTupleIsValid(tuple))
+		elog(ERROR, "cache lookup failed for role %u", role);
+	can_login = ((Form_pg_authid) GETSTRUCT(tuple))->rolcanlogin;
+	ReleaseSysCache(tuple);
+	if (!can_login)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("role \"%s\" cannot %s: it cannot log in",
+						GetUserNameFromId(role, false), wish),
+				 errdetail("%s", reason),
+				 errhint("ALTER ROLE ... LOGIN, with no password if nobody else shall connect as it.")));
+}
+
+/*
  * Open SPI for our own SQL.  Between this and es_spi_end() nothing that a user
- * wrote may run.
+ * wrote may run.  Should the owner of one of our tables have put something
+ * there all the same, it can at least not be deferred to the commit, where the
+ * scheduler is a superuser.
  */
 void
 es_spi_begin(EsSpi *spi)
@@ -157,7 +215,8 @@ es_spi_begin(EsSpi *spi)
 	if (SPI_connect() != SPI_OK_CONNECT)
 		elog(ERROR, "SPI_connect failed");
 	SetUserIdAndSecContext(catalog->owner,
-						   spi->security | SECURITY_LOCAL_USERID_CHANGE);
+						   spi->security | SECURITY_LOCAL_USERID_CHANGE |
+						   SECURITY_RESTRICTED_OPERATION);
 	(void) set_config_option("search_path", "pg_catalog, pg_temp",
 							 PGC_USERSET, PGC_S_SESSION,
 							 GUC_ACTION_SAVE, true, 0, false);
@@ -221,6 +280,24 @@ es_run(EsStatement *statement, Datum *values, const char *nulls)
 	result = SPI_execute_plan(statement->plan, values, nulls, false, 0);
 	if (result < 0)
 		elog(ERROR, "SPI_execute_plan failed: %s", SPI_result_code_string(result));
+	return SPI_processed;
+}
+
+/*
+ * The same for one that only reads, with a snapshot taken now also where the
+ * transaction has one of its own (REPEATABLE READ and above).
+ */
+uint64
+es_run_latest(EsStatement *statement, Datum *values, const char *nulls)
+{
+	int			result;
+
+	es_prepare(statement);
+	result = SPI_execute_snapshot(statement->plan, values, nulls,
+								  GetLatestSnapshot(), InvalidSnapshot,
+								  true, false, 0);
+	if (result < 0)
+		elog(ERROR, "SPI_execute_snapshot failed: %s", SPI_result_code_string(result));
 	return SPI_processed;
 }
 

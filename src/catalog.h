@@ -21,10 +21,16 @@ typedef struct EsCatalog
 	Oid			command_type;
 	Oid			command_log;
 	Oid			command_log_id; /* unique index on command_id */
+	Oid			aggregate;
+	Oid			snapshot;
+	Oid			snapshot_key;	/* unique index on (stream, identity, version) */
+	Oid			tag_key;		/* unique index on (tag, position) */
 	Oid			projection;
 	Oid			channel;
 	Oid			change;
+	Oid			schema;			/* of the functions that users call */
 	Oid			owner;			/* of the extension */
+	char		version[64];	/* of the extension's SQL */
 } EsCatalog;
 
 /*
@@ -58,10 +64,14 @@ extern const EsCatalog *es_catalog(void);
 extern const EsCatalog *es_catalog_if_exists(void);
 extern const EsCatalog *es_catalog_cached(void);
 
+extern void es_check_worker_role(Oid role, const char *wish, const char *reason);
+
 extern void es_prepare(EsStatement *statement);
 extern ParamListInfo es_params(EsStatement *statement, Datum *values,
 							   const char *nulls);
 extern uint64 es_run(EsStatement *statement, Datum *values, const char *nulls);
+extern uint64 es_run_latest(EsStatement *statement, Datum *values,
+							const char *nulls);
 extern void es_spi_begin(EsSpi *spi);
 extern void es_spi_end(EsSpi *spi);
 extern Datum es_spi_value(uint64 row, int column, bool *isnull);

@@ -55,6 +55,13 @@
 	index_beginscan(heap, index, snapshot, nkeys, 0)
 #endif
 
+/* From 17 on index access methods may have something to put away. */
+#if PG_VERSION_NUM >= 170000
+#define es_index_insert_cleanup(index, info)	index_insert_cleanup(index, info)
+#else
+#define es_index_insert_cleanup(index, info)	((void) 0)
+#endif
+
 /* From 17 on a worker may connect as a role without LOGIN. */
 #if PG_VERSION_NUM >= 170000
 #define ES_WORKER_NEEDS_LOGIN	false
@@ -62,6 +69,32 @@
 #else
 #define ES_WORKER_NEEDS_LOGIN	true
 #define ES_WORKER_FLAGS			0
+#endif
+
+/* A lexer that looks into escapes too: jsonb does not take \u0000. */
+#if PG_VERSION_NUM >= 170000
+#define es_json_lexer(json, len) \
+	makeJsonLexContextCstringLen(NULL, json, len, GetDatabaseEncoding(), true)
+#define es_lock_held(tag, mode)	LockHeldByMe(tag, mode, false)
+#else
+#define es_json_lexer(json, len) \
+	makeJsonLexContextCstringLen(json, len, GetDatabaseEncoding(), true)
+#define es_lock_held(tag, mode)	LockHeldByMe(tag, mode)
+#endif
+
+#if PG_VERSION_NUM >= 180000
+#define ES_NORETURN				pg_noreturn
+#else
+#define ES_NORETURN				pg_attribute_noreturn()
+#endif
+
+/* What a check hook keeps for its assign hook, which guc.c frees. */
+#if PG_VERSION_NUM >= 160000
+#define es_guc_malloc(size)		guc_malloc(LOG, size)
+#define es_guc_free(p)			guc_free(p)
+#else
+#define es_guc_malloc(size)		malloc(size)
+#define es_guc_free(p)			free(p)
 #endif
 
 /* What our processes wait for, as pg_stat_activity shows it. */
@@ -78,7 +111,7 @@
 extern bool pq_check_connection(void);
 
 #if PG_VERSION_NUM >= 180000
-#define ES_MODULE_MAGIC			PG_MODULE_MAGIC_EXT(.name = "es", .version = "0.1")
+#define ES_MODULE_MAGIC			PG_MODULE_MAGIC_EXT(.name = "es", .version = ES_VERSION)
 #else
 #define ES_MODULE_MAGIC			PG_MODULE_MAGIC
 #endif

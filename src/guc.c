@@ -12,21 +12,30 @@
 
 #include "access/xact.h"
 #include "common/jsonapi.h"
+#include "datatype/timestamp.h"
+#include "es.h"
 #include "guc.h"
 #include "mb/pg_wchar.h"
+#include "miscadmin.h"
 #include "utils/guc.h"
 
 char	   *es_metadata = NULL;
 char	   *es_batch = NULL;
 int			es_max_payload_size = 1024 * 1024;
 int			es_max_stream_locks = 256;
+int			es_command_retention = 7 * SECS_PER_DAY;
+int			es_schedule_attempts = 10;
 int			es_max_databases = 64;
 int			es_notify_interval = 10;
 int			es_watch_max_keys = 1000;
 int			es_batch_interval = 5;
 int			es_batch_size = 10000;
+int			es_max_batch_size = 100000;
+int			es_max_projectors = 4;
+int			es_rebuild_lock_timeout = 2000;
 int			es_projector_synchronous_commit = SYNCHRONOUS_COMMIT_OFF;
 bool		es_allow_destructive = false;
+bool		es_workers = true;
 
 uint64		es_metadata_generation = 1;
 int64		es_batch_range_after = 0;
@@ -54,8 +63,7 @@ check_metadata(char **newval, void **extra, GucSource source)
 	p += strspn(p, " \t\r\n");
 	if (*p == '\0')
 		return true;
-	lex = makeJsonLexContextCstringLen(*newval, strlen(*newval),
-									   GetDatabaseEncoding(), false);
+	lex = es_json_lexer(*newval, strlen(*newval));
 	result = pg_parse_json(lex, &nullSemAction);
 	if (result != JSON_SUCCESS || *p != '{')
 	{
@@ -77,7 +85,7 @@ assign_metadata(const char *newval, void *extra)
 static bool
 check_batch(char **newval, void **extra, GucSource source)
 {
-	int64	   *range = (int64 *) malloc(2 * sizeof(int64));
+	int64	   *range = (int64 *) es_guc_malloc(2 * sizeof(int64));
 	long long	after = 0;
 	long long	to = 0;
 	int			used = 0;
@@ -88,7 +96,7 @@ check_batch(char **newval, void **extra, GucSource source)
 		(sscanf(*newval, " %lld , %lld %n", &after, &to, &used) != 2 ||
 		 (*newval)[used] != '\0' || after < 0 || to < after))
 	{
-		free(range);
+		es_guc_free(range);
 		GUC_check_errdetail("The value must be two positions, for example '100,200': the events behind 100 up to 200.");
 		return false;
 	}
@@ -132,22 +140,45 @@ define_store_settings(void)
 							PGC_SUSET, GUC_UNIT_BYTE,
 							NULL, NULL, NULL);
 	DefineCustomIntVariable("es.max_stream_locks",
-							"Streams a transaction locks one by one before it locks them all at once.",
+							"Streams and tags a transaction locks one by one before it locks them all at once.",
 							NULL,
 							&es_max_stream_locks, 256, 1, INT_MAX,
 							PGC_SUSET, 0,
 							NULL, NULL, NULL);
-	DefineCustomIntVariable("es.max_databases",
-							"Databases of this cluster that can hold an event log.",
-							NULL,
-							&es_max_databases, 64, 1, 10000,
-							PGC_POSTMASTER, 0,
+	DefineCustomIntVariable("es.command_retention",
+							"How long a command_id is remembered; 0 means for ever.",
+							"A retry that comes later is a new command.",
+							&es_command_retention, 7 * SECS_PER_DAY, 0, INT_MAX,
+							PGC_SIGHUP, GUC_UNIT_S,
 							NULL, NULL, NULL);
 	DefineCustomBoolVariable("es.allow_destructive",
 							 "Allow events to be changed or removed.",
 							 "Only for a superuser who knows why.",
 							 &es_allow_destructive, false,
 							 PGC_SUSET, GUC_NOT_IN_SAMPLE,
+							 NULL, NULL, NULL);
+}
+
+/*
+ * What is fixed when the server starts.  A later definition would be fatal, and
+ * without shared memory idle.
+ */
+static void
+define_server_settings(void)
+{
+	if (!process_shared_preload_libraries_in_progress)
+		return;
+	DefineCustomIntVariable("es.max_databases",
+							"Databases of this cluster that can hold an event log.",
+							NULL,
+							&es_max_databases, 64, 1, 10000,
+							PGC_POSTMASTER, 0,
+							NULL, NULL, NULL);
+	DefineCustomBoolVariable("es.workers",
+							 "Run background workers: projections are applied and news announced.",
+							 "Off for a physical copy that is not to act: it cannot be told from a standby that was promoted.",
+							 &es_workers, true,
+							 PGC_POSTMASTER, 0,
 							 NULL, NULL, NULL);
 }
 
@@ -181,6 +212,30 @@ define_worker_settings(void)
 							&es_batch_size, 10000, 1, 10000000,
 							PGC_SIGHUP, 0,
 							NULL, NULL, NULL);
+	DefineCustomIntVariable("es.max_batch_size",
+							"Positions in one batch of a projection that is far behind or rebuilt.",
+							"A projection's own batch_size goes before this.",
+							&es_max_batch_size, 100000, 1, 10000000,
+							PGC_SIGHUP, 0,
+							NULL, NULL, NULL);
+	DefineCustomIntVariable("es.rebuild_lock_timeout",
+							"How long the end of a rebuild waits for a lock.",
+							"Where that is not enough, it is tried again later.",
+							&es_rebuild_lock_timeout, 2000, 1, INT_MAX,
+							PGC_SIGHUP, GUC_UNIT_MS,
+							NULL, NULL, NULL);
+	DefineCustomIntVariable("es.max_projectors",
+							"Projector processes of a database.",
+							"Every owner of projections gets one; what is left goes to partitions, backfills and rebuilds.",
+							&es_max_projectors, 4, 1, 1024,
+							PGC_SIGHUP, 0,
+							NULL, NULL, NULL);
+	DefineCustomIntVariable("es.schedule_attempts",
+							"Attempts at a scheduled command before it counts as failed.",
+							"One that is rejected (ES002) is not tried again.",
+							&es_schedule_attempts, 10, 1, 1000,
+							PGC_SIGHUP, 0,
+							NULL, NULL, NULL);
 	DefineCustomEnumVariable("es.projector_synchronous_commit",
 							 "synchronous_commit of the workers that apply projections.",
 							 "Off is safe: a crash loses read model and checkpoint together, and the events are applied again.",
@@ -193,6 +248,7 @@ define_worker_settings(void)
 void
 es_guc_init(void)
 {
+	define_server_settings();
 	define_store_settings();
 	define_worker_settings();
 	MarkGUCPrefixReserved("es");

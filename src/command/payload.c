@@ -15,11 +15,30 @@
 #include "es.h"
 #include "fmgr.h"
 #include "funcapi.h"
+#include "miscadmin.h"
 #include "nodes/makefuncs.h"
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
+#include "utils/lsyscache.h"
 #include "utils/memutils.h"
+#include "utils/syscache.h"
 #include "utils/typcache.h"
+
+/*
+ * Whether an SQLSTATE is of a class that an application has made up.  Classes
+ * that begin with 0 to 4 or A to H are the standard's; of the others PostgreSQL
+ * uses 53 to 58, 72, P0 and XX.
+ */
+static bool
+is_of_application(int sqlerrcode)
+{
+	const char *state = unpack_sql_state(sqlerrcode);
+
+	return ((state[0] >= '6' && state[0] <= '9') ||
+			(state[0] >= 'I' && state[0] <= 'Z')) &&
+		strncmp(state, "72", 2) != 0 &&
+		strncmp(state, "P0", 2) != 0 && strncmp(state, "XX", 2) != 0;
+}
 
 /*
  * Whether an error means that a command is not acceptable, as opposed to a
@@ -38,34 +57,67 @@ es_is_rejection(int sqlerrcode)
 		case ERRCODE_INTEGRITY_CONSTRAINT_VIOLATION:
 			return true;
 		default:
-			return false;
+			return is_of_application(sqlerrcode);
 	}
 }
 
 /*
- * How to populate one attribute: jsonb_populate_record() on a row of it alone,
- * so that an error can only be about its key.
+ * An attribute of a composite type.
  */
 typedef struct Attribute
 {
 	char	   *name;
 	Oid			type;
 	int32		typmod;
-	FmgrInfo	populate;
-	Datum		row;			/* the row, with a NULL in it */
+	Datum		row;			/* a row of it alone, with a NULL in it */
+	struct Composite *composite;	/* what it is made of, maybe in arrays; or NULL */
 } Attribute;
+
+/*
+ * A composite type, as it was when we learned it.
+ */
+typedef struct Composite
+{
+	Oid			type;
+	uint64		identifier;		/* of the tuple descriptor this was made of */
+	int			nattributes;
+	Attribute  *attributes;
+	struct Composite *next;		/* the list of all that were learned with it */
+} Composite;
 
 struct EsPayloadType
 {
 	Oid			type;
-	uint64		identifier;		/* of the tuple descriptor this was made of */
-	MemoryContext context;
-	int			nattributes;
-	Attribute  *attributes;
+	MemoryContext parent;		/* where what we learn is kept */
+	MemoryContext context;		/* of the rest, or NULL */
+	Composite  *composites;		/* the payload's type is the last */
+	Node	   *call;			/* of jsonb_populate_record() */
 };
 
+static Composite *learn_composite(Composite **list, Oid type);
+
+/*
+ * The composite type that a value of some type holds: itself, or the element
+ * of an array, through all domains; or NULL.
+ */
+static Composite *
+composite_in(Composite **list, Oid type)
+{
+	for (;;)
+	{
+		Oid			base = getBaseType(type);
+		Oid			element = get_base_element_type(base);
+
+		if (OidIsValid(element))
+			type = element;
+		else
+			return get_typtype(base) == TYPTYPE_COMPOSITE
+				? learn_composite(list, base) : NULL;
+	}
+}
+
 static void
-make_attribute(Attribute *attribute, Form_pg_attribute att)
+learn_attribute(Composite **list, Attribute *attribute, Form_pg_attribute att)
 {
 	TupleDesc	desc = CreateTemplateTupleDesc(1);
 	Datum		value = (Datum) 0;
@@ -78,43 +130,80 @@ make_attribute(Attribute *attribute, Form_pg_attribute att)
 	TupleDescInitEntryCollation(desc, 1, att->attcollation);
 	attribute->row = HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(desc),
 													   &value, &isnull));
-	fmgr_info_cxt(F_JSONB_POPULATE_RECORD, &attribute->populate,
-				  CurrentMemoryContext);
-	fmgr_info_set_expr((Node *) makeFuncExpr(F_JSONB_POPULATE_RECORD, RECORDOID,
-											 list_make2(makeNullConst(RECORDOID, -1, InvalidOid),
-														makeNullConst(JSONBOID, -1, InvalidOid)),
-											 InvalidOid, InvalidOid,
-											 COERCE_EXPLICIT_CALL),
-					   &attribute->populate);
+	attribute->composite = composite_in(list, att->atttypid);
 }
 
 /*
- * Learn the attributes of the composite type, or learn them anew after ALTER
- * TYPE.
+ * Learn a composite type and those that it holds.  (None holds itself.)
  */
-static void
-learn_attributes(EsPayloadType *type)
+static Composite *
+learn_composite(Composite **list, Oid type)
 {
-	TypeCacheEntry *entry = lookup_type_cache(type->type, TYPECACHE_TUPDESC);
+	TupleDesc	desc = lookup_rowtype_tupdesc_copy(type, -1);
+	Composite  *composite = palloc0(sizeof(Composite));
+
+	check_stack_depth();
+	composite->type = type;
+	composite->identifier = assign_record_type_identifier(type, -1);
+	composite->attributes = palloc0(sizeof(Attribute) * Max(desc->natts, 1));
+	for (int i = 0; i < desc->natts; i++)
+		if (!TupleDescAttr(desc, i)->attisdropped)
+			learn_attribute(list, &composite->attributes[composite->nattributes++],
+							TupleDescAttr(desc, i));
+	composite->next = *list;
+	*list = composite;
+	return composite;
+}
+
+/*
+ * Whether no ALTER TYPE has changed any of the types since.
+ */
+static bool
+is_current(const EsPayloadType *type)
+{
+	if (type->context == NULL)
+		return false;
+	for (Composite *c = type->composites; c != NULL; c = c->next)
+		if (c->identifier != assign_record_type_identifier(c->type, -1))
+			return false;
+	return true;
+}
+
+/*
+ * Learn the types, or learn them anew.  What was known may be in use further
+ * up the stack and lives on to the end of the transaction.
+ */
+static Composite *
+learn(const char *command, EsPayloadType *type)
+{
+	MemoryContext context;
 	MemoryContext old;
+	Composite  *list = NULL;
 
-	if (entry->tupDesc == NULL)
+	if (!SearchSysCacheExists1(TYPEOID, ObjectIdGetDatum(type->type)))
 		ereport(ERROR,
-				(errcode(ERRCODE_WRONG_OBJECT_TYPE),
-				 errmsg("type %s is not a composite type", format_type_be(type->type))));
-	if (type->identifier == entry->tupDesc_identifier)
-		return;
+				(errcode(ERRCODE_UNDEFINED_OBJECT),
+				 errmsg("the payload type of command \"%s\" does not exist", command),
+				 errhint("Drop the command and create it again with another type.")));
+	if (is_current(type))
+		return type->composites;
 
-	MemoryContextReset(type->context);
-	old = MemoryContextSwitchTo(type->context);
-	type->nattributes = 0;
-	type->attributes = palloc0(sizeof(Attribute) * Max(entry->tupDesc->natts, 1));
-	for (int i = 0; i < entry->tupDesc->natts; i++)
-		if (!TupleDescAttr(entry->tupDesc, i)->attisdropped)
-			make_attribute(&type->attributes[type->nattributes++],
-						   TupleDescAttr(entry->tupDesc, i));
+	context = AllocSetContextCreate(CurrentMemoryContext, "es payload type",
+									ALLOCSET_SMALL_SIZES);
+	old = MemoryContextSwitchTo(context);
+	(void) learn_composite(&list, type->type);
+	type->call = (Node *) makeFuncExpr(F_JSONB_POPULATE_RECORD, RECORDOID,
+									   list_make2(makeNullConst(RECORDOID, -1, InvalidOid),
+												  makeNullConst(JSONBOID, -1, InvalidOid)),
+									   InvalidOid, InvalidOid,
+									   COERCE_EXPLICIT_CALL);
 	MemoryContextSwitchTo(old);
-	type->identifier = entry->tupDesc_identifier;
+	MemoryContextSetParent(context, type->parent);
+	if (type->context)
+		MemoryContextSetParent(type->context, TopTransactionContext);
+	type->context = context;
+	type->composites = list;
+	return list;
 }
 
 /*
@@ -126,54 +215,73 @@ es_payload_type(Oid oid)
 	EsPayloadType *type = palloc0(sizeof(EsPayloadType));
 
 	type->type = oid;
-	type->context = AllocSetContextCreate(CurrentMemoryContext, "es payload type",
-										  ALLOCSET_SMALL_SIZES);
+	type->parent = CurrentMemoryContext;
 	return type;
 }
 
-static bool
-has_attribute(const EsPayloadType *type, const JsonbValue *key)
+static Attribute *
+attribute_of(const Composite *composite, const JsonbValue *key)
 {
-	for (int i = 0; i < type->nattributes; i++)
-		if (strlen(type->attributes[i].name) == key->val.string.len &&
-			memcmp(type->attributes[i].name, key->val.string.val,
+	for (int i = 0; i < composite->nattributes; i++)
+		if (strlen(composite->attributes[i].name) == key->val.string.len &&
+			memcmp(composite->attributes[i].name, key->val.string.val,
 				   key->val.string.len) == 0)
-			return true;
-	return false;
+			return &composite->attributes[i];
+	return NULL;
 }
 
+/*
+ * Refuse keys that a composite type does not have, in an object or in those of
+ * an array.  "path" is where that lies in the payload, with a dot behind it.
+ */
 static void
-check_unknown_keys(const char *command, const EsPayloadType *type, Jsonb *payload)
+check_keys(const char *command, const Composite *composite,
+		   JsonbContainer *container, const char *path)
 {
-	JsonbIterator *it = JsonbIteratorInit(&payload->root);
+	JsonbIterator *it = JsonbIteratorInit(container);
+	Attribute  *attribute = NULL;
 	JsonbValue	v;
 	JsonbIteratorToken token;
 
+	check_stack_depth();
 	while ((token = JsonbIteratorNext(&it, &v, true)) != WJB_DONE)
 	{
-		if (token == WJB_KEY && !has_attribute(type, &v))
-			ereport(ERROR,
-					(errcode(ERRCODE_ES_COMMAND_REJECTED),
-					 errmsg("payload of command \"%s\" has an unknown key \"%.*s\"",
-							command, v.val.string.len, v.val.string.val),
-					 errdetail("Type %s has no such attribute.",
-							   format_type_be(type->type)),
-					 errhint("Check the spelling, or add the attribute with ALTER TYPE.")));
+		if (token == WJB_KEY)
+		{
+			attribute = attribute_of(composite, &v);
+			if (attribute == NULL)
+				ereport(ERROR,
+						(errcode(ERRCODE_ES_COMMAND_REJECTED),
+						 errmsg("payload of command \"%s\" has an unknown key \"%s%.*s\"",
+								command, path, v.val.string.len, v.val.string.val),
+						 errdetail("Type %s has no such attribute.",
+								   format_type_be(composite->type)),
+						 errhint("Check the spelling, or add the attribute with ALTER TYPE.")));
+		}
+		else if (token == WJB_VALUE && v.type == jbvBinary && attribute->composite)
+			check_keys(command, attribute->composite, v.val.binary.data,
+					   psprintf("%s%s.", path, attribute->name));
+		else if (token == WJB_ELEM && v.type == jbvBinary)
+			check_keys(command, composite, v.val.binary.data, path);
 	}
 }
 
 /*
  * Populate one attribute from its key; a missing key is NULL, which a NOT NULL
  * domain refuses.
+ *
+ * Each time with an FmgrInfo of its own: the CHECK of a domain may be a function
+ * in SQL, of which the remarks in validate() hold.
  */
 static void
-populate(Attribute *attribute, Jsonb *payload)
+populate(const EsPayloadType *type, Attribute *attribute, Jsonb *payload)
 {
 	JsonbParseState *state = NULL;
 	JsonbValue	key;
 	JsonbValue	buffer;
 	JsonbValue *value;
 	JsonbValue *object;
+	FmgrInfo	function;
 
 	key.type = jbvString;
 	key.val.string.val = attribute->name;
@@ -189,7 +297,9 @@ populate(Attribute *attribute, Jsonb *payload)
 	(void) pushJsonbValue(&state, WJB_KEY, &key);
 	(void) pushJsonbValue(&state, WJB_VALUE, value);
 	object = pushJsonbValue(&state, WJB_END_OBJECT, NULL);
-	(void) FunctionCall2(&attribute->populate, attribute->row,
+	fmgr_info(F_JSONB_POPULATE_RECORD, &function);
+	fmgr_info_set_expr(type->call, &function);
+	(void) FunctionCall2(&function, attribute->row,
 						 JsonbPGetDatum(JsonbValueToJsonb(object)));
 }
 
@@ -201,7 +311,7 @@ check_attribute(const char *command, const EsPayloadType *type,
 
 	PG_TRY();
 	{
-		populate(attribute, payload);
+		populate(type, attribute, payload);
 	}
 	PG_CATCH();
 	{
@@ -231,8 +341,15 @@ check_attribute(const char *command, const EsPayloadType *type,
 void
 es_check_payload(const char *command, EsPayloadType *type, Jsonb *payload)
 {
-	learn_attributes(type);
-	check_unknown_keys(command, type, payload);
-	for (int i = 0; i < type->nattributes; i++)
-		check_attribute(command, type, &type->attributes[i], payload);
+	Composite  *composite = learn(command, type);
+	MemoryContext context = AllocSetContextCreate(CurrentMemoryContext,
+												  "es payload",
+												  ALLOCSET_SMALL_SIZES);
+	MemoryContext old = MemoryContextSwitchTo(context);
+
+	check_keys(command, composite, &payload->root, "");
+	for (int i = 0; i < composite->nattributes; i++)
+		check_attribute(command, type, &composite->attributes[i], payload);
+	MemoryContextSwitchTo(old);
+	MemoryContextDelete(context);
 }

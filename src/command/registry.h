@@ -6,6 +6,7 @@
 #ifndef ES_COMMAND_REGISTRY_H
 #define ES_COMMAND_REGISTRY_H
 
+#include "command/grant.h"
 #include "command/payload.h"
 #include "fmgr.h"
 
@@ -23,14 +24,16 @@ typedef struct EsCommandType
 {
 	char	   *name;
 	text	   *category;
-	text	   *event_type;
+	text	   *event_type;		/* NULL where there is a decider */
 	EsCreates	creates;
 	EsPayloadType *payload_type;	/* or NULL */
-	FmgrInfo   *validate;		/* or NULL */
+	Oid			validate;		/* or InvalidOid */
+	Oid			decide;			/* or InvalidOid */
+	char	   *search_path;	/* that both are called with */
+	bool		locks_log;		/* its decider was seen to */
+	EsSubmitters submitters;
 } EsCommandType;
 
-extern void es_command_registry_init(void);
 extern EsCommandType *es_command_type(const char *name);
-extern Oid	es_command_rowtype(void);
 
 #endif							/* ES_COMMAND_REGISTRY_H */

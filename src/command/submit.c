@@ -5,50 +5,58 @@
  * The steps, in the order that gives each error its due: the command is known;
  * the id was not seen before; the payload fits; then, with the stream locked,
  * the version is the expected one, the aggregate exists or not as it should,
- * and the validator lets it pass.  Only then a position is taken.
+ * the validator lets it pass, and the decider says what happens.  Only then a
+ * position is taken.
+ *
+ * A decider may name other streams, which are locked when it has: those that
+ * come behind the command's own in the order of names, in which everybody locks
+ * streams, may be waited for.  For one that comes before it and is locked by
+ * somebody else, the decision is taken back, which is why it runs in a
+ * subtransaction, and made again with all those streams locked in order, as far
+ * as they are known by then.  So commands that write to streams of each other
+ * wait for each other and do not run into deadlocks.  Where one happens none
+ * the less, by locks that deciders take themselves (es_lock_matching()), the
+ * decision is made again with the whole log locked first.  Where a decider
+ * locks a query of types alone, which locks the log, all further decisions on
+ * its command in this session begin with that.
  *-------------------------------------------------------------------------
  */
 #include "postgres.h"
 
 #include "access/htup_details.h"
 #include "access/xact.h"
-#include "command/dedup.h"
+#include "command/aggregate.h"
+#include "command/decide.h"
 #include "command/payload.h"
 #include "command/registry.h"
+#include "command/state.h"
 #include "es.h"
+#include "fault.h"
 #include "fmgr.h"
 #include "funcapi.h"
 #include "miscadmin.h"
-#include "pgstat.h"
 #include "store/append.h"
+#include "store/dedup.h"
 #include "store/functions.h"
-#include "store/watermark.h"
+#include "store/lock.h"
+#include "store/streams.h"
 #include "utils/builtins.h"
-#include "utils/lsyscache.h"
-#include "utils/timestamp.h"
-#include "utils/typcache.h"
+#include "utils/resowner.h"
 
 PG_FUNCTION_INFO_V1(es_submit);
 
-/*
- * A command on its way.
- */
-typedef struct Submission
-{
-	EsCommandType *type;
-	text	   *id;
-	Jsonb	   *payload;
-	Jsonb	   *metadata;		/* or NULL */
-	pg_uuid_t  *command_id;		/* or NULL */
-	int64		expected_version;
-	EsStream	stream;
-} Submission;
+/* A decision whose streams change each time is not made again more often. */
+#define MAX_ATTEMPTS	8
 
-static Jsonb *
-empty_object(void)
+/*
+ * How an attempt to decide ended.
+ */
+typedef enum Attempt
 {
-	return DatumGetJsonbP(DirectFunctionCall1(jsonb_in, CStringGetDatum("{}")));
-}
+	DECIDED,
+	MORE_STREAMS,				/* to be locked first */
+	DEADLOCK
+} Attempt;
 
 /*
  * The name of the aggregate's stream.
@@ -67,7 +75,7 @@ stream_name(const EsCommandType *type, const text *id)
 }
 
 static void
-check_existence(const Submission *s)
+check_existence(const EsSubmission *s)
 {
 	bool		exists = s->stream.version > 0;
 
@@ -91,131 +99,225 @@ check_existence(const Submission *s)
 }
 
 /*
- * The command as a row of type es.command.
+ * The state that a validator or decider gets: {} where no aggregate is defined.
  */
-static Datum
-command_row(const Submission *s)
+static Jsonb *
+state_of(EsSubmission *s, EsState *state)
 {
-	TupleDesc	desc = lookup_rowtype_tupdesc(es_command_rowtype(), -1);
-	Datum		values[9];
-	bool		nulls[9] = {false};
-	HeapTuple	tuple;
+	EsAggregate *aggregate = es_aggregate_of(s->type->category);
 
-	values[0] = CStringGetTextDatum(s->type->name);
-	values[1] = PointerGetDatum(s->id);
-	values[2] = PointerGetDatum(s->stream.name);
-	values[3] = Int64GetDatum(s->stream.version);
-	values[4] = JsonbPGetDatum(s->payload);
-	values[5] = JsonbPGetDatum(s->metadata);
-	nulls[5] = s->metadata == NULL;
-	values[6] = UUIDPGetDatum(s->command_id);
-	nulls[6] = s->command_id == NULL;
-	values[7] = CStringGetTextDatum(GetUserNameFromId(GetUserId(), false));
-	values[8] = TimestampTzGetDatum(GetCurrentStatementStartTimestamp());
-	tuple = heap_form_tuple(desc, values, nulls);
-	ReleaseTupleDesc(desc);
-	return HeapTupleGetDatum(tuple);
+	if (aggregate == NULL)
+		return es_empty_object();
+	es_state_decide(state, aggregate, &s->stream);
+	return state->state;
 }
 
 /*
- * What a validator raised: make a rejection of it, in its own words.
+ * The stream is locked: the checks that need it.
  */
 static void
-rethrow_as_rejection(const Submission *s, MemoryContext context)
+check_stream(const EsSubmission *s)
 {
-	ErrorData  *error;
-
-	MemoryContextSwitchTo(context);
-	error = CopyErrorData();
-	if (!es_is_rejection(error->sqlerrcode))
-		PG_RE_THROW();
-	FlushErrorState();
-	if (error->detail == NULL)
-		error->detail = psprintf("Command \"%s\" on stream \"%s\" was rejected with SQLSTATE %s.",
-								 s->type->name, text_to_cstring(s->stream.name),
-								 unpack_sql_state(error->sqlerrcode));
-	if (error->hint == NULL)
-		error->hint = pstrdup("Nothing was appended.  Correct the command and submit it again.");
-	error->sqlerrcode = ERRCODE_ES_COMMAND_REJECTED;
-	ReThrowError(error);
+	es_stream_expect(&s->stream, s->expected_version);
+	check_existence(s);
 }
 
 /*
- * Call the validator, as the caller of es_submit().
+ * Without a decider the command is the event.
  */
 static void
-validate(const Submission *s)
+decide_plainly(EsSubmission *s, text *name, EsState *state, EsDecision *d)
+{
+	es_stream_open(&s->stream, name);
+	check_stream(s);
+	if (OidIsValid(s->type->validate))
+		es_validate(s, state_of(s, state));
+	d->nevents = 1;
+	d->events = palloc0(sizeof(EsEvent));
+	d->events->type = s->type->event_type;
+	d->events->payload = s->payload;
+	d->events->metadata = s->metadata;
+}
+
+/*
+ * Open the streams that the decision names and that are not open yet, and let
+ * the events know them.  False where that would be out of order.
+ */
+static bool
+open_others(EsSubmission *s, const EsStreams *open, EsDecision *d, bool wait)
+{
+	EsStreams	others;
+	text	  **names = palloc(sizeof(text *) * Max(d->nevents, 1));
+	int			n = 0;
+
+	for (int i = 0; i < d->nevents; i++)
+		if (d->streams[i] && es_streams_find(open, d->streams[i]) == NULL)
+			names[n++] = d->streams[i];
+	es_streams_of(&others, names, n);
+	for (int i = 0; i < others.n; i++)
+	{
+		EsStream   *other = &others.streams[i];
+
+		if (wait || es_compare_streams(other, &open->streams[open->n - 1]) > 0)
+			es_stream_open(other, other->name);
+		else if (!es_stream_try_open(other, other->name))
+			return false;
+	}
+	for (int i = 0; i < d->nevents; i++)
+	{
+		EsStream   *stream = NULL;
+
+		if (d->streams[i])
+			stream = es_streams_find(open, d->streams[i]);
+		if (d->streams[i] && stream == NULL)
+			stream = es_streams_find(&others, d->streams[i]);
+		if (stream && es_compare_streams(stream, &s->stream) != 0)
+			d->events[i].stream = stream;
+	}
+	return true;
+}
+
+/*
+ * Lock streams, among them the command's own, and decide.
+ */
+static Attempt
+attempt(EsSubmission *s, text *name, EsStreams *open, EsState *state,
+		EsDecision *d, bool wait)
+{
+	Jsonb	   *decided_on;
+
+	es_streams_open(open);
+	s->stream = *es_streams_find(open, name);
+	check_stream(s);
+	decided_on = state_of(s, state);
+	if (OidIsValid(s->type->validate))
+		es_validate(s, decided_on);
+	es_decide(s, decided_on, d);
+	return open_others(s, open, d, wait) ? DECIDED : MORE_STREAMS;
+}
+
+/*
+ * The same in a subtransaction, which is taken back unless it is decided.
+ */
+static Attempt
+attempt_in_subtransaction(EsSubmission *s, text *name, EsStreams *open,
+						  EsState *state, EsDecision *d, bool log_first, bool wait)
 {
 	MemoryContext context = CurrentMemoryContext;
-	FmgrInfo   *function = s->type->validate;
+	ResourceOwner owner = CurrentResourceOwner;
+	ErrorData  *volatile error = NULL;
+	volatile Attempt result = DEADLOCK;
 
-	if (!es_may_execute(function->fn_oid))
-		aclcheck_error(ACLCHECK_NO_PRIV, OBJECT_FUNCTION,
-					   get_func_name(function->fn_oid));
+	BeginInternalSubTransaction(NULL);
+	MemoryContextSwitchTo(context);
 	PG_TRY();
 	{
-		LOCAL_FCINFO(call, 2);
-		PgStat_FunctionCallUsage usage;
-
-		InitFunctionCallInfoData(*call, function, 2, InvalidOid, NULL, NULL);
-		call->args[0].value = JsonbPGetDatum(empty_object());
-		call->args[0].isnull = false;
-		call->args[1].value = command_row(s);
-		call->args[1].isnull = false;
-		pgstat_init_function_usage(call, &usage);
-		(void) FunctionCallInvoke(call);
-		pgstat_end_function_usage(&usage, true);
+		if (log_first)
+			es_lock_log();
+		result = attempt(s, name, open, state, d, wait);
 	}
 	PG_CATCH();
 	{
-		rethrow_as_rejection(s, context);
+		MemoryContextSwitchTo(context);
+		error = CopyErrorData();
+		FlushErrorState();
 	}
 	PG_END_TRY();
+	if (result == DECIDED)
+		ReleaseCurrentSubTransaction();
+	else
+		RollbackAndReleaseCurrentSubTransaction();
+	MemoryContextSwitchTo(context);
+	CurrentResourceOwner = owner;
+	if (error && (error->sqlerrcode != ERRCODE_T_R_DEADLOCK_DETECTED ||
+				  log_first))
+		ReThrowError(error);
+	return result;
+}
+
+/*
+ * The streams to lock in the next attempt: those of the last one and those
+ * that were decided on in it.
+ */
+static text **
+more_streams(const EsStreams *open, const EsDecision *d, int *n)
+{
+	text	  **names = palloc(sizeof(text *) * (open->n + d->nevents));
+
+	*n = 0;
+	for (int i = 0; i < open->n; i++)
+		names[(*n)++] = open->streams[i].name;
+	for (int i = 0; i < d->nevents; i++)
+		if (d->streams[i])
+			names[(*n)++] = d->streams[i];
+	return names;
+}
+
+/*
+ * Let the decider decide, with every stream that it writes to locked.
+ */
+static void
+decide(EsSubmission *s, text *name, EsState *state, EsDecision *d)
+{
+	text	  **names = palloc(sizeof(text *));
+	bool		log_first = s->type->locks_log;
+	int			n = 1;
+
+	names[0] = name;
+	for (int i = 1;; i++)
+	{
+		EsStreams	open;
+
+		es_streams_of(&open, names, n);
+		switch (attempt_in_subtransaction(s, name, &open, state, d, log_first,
+										  i >= MAX_ATTEMPTS))
+		{
+			case DECIDED:
+				return;
+			case MORE_STREAMS:
+				names = more_streams(&open, d, &n);
+				break;
+			case DEADLOCK:
+				log_first = true;
+				if (es_log_was_refused())
+					s->type->locks_log = true;
+				break;
+		}
+	}
 }
 
 /*
  * Take a command through its steps.
  */
 static void
-submit(Submission *s, EsOutcome *outcome)
+submit(EsSubmission *s, EsOutcome *outcome)
 {
 	text	   *name = stream_name(s->type, s->id);
-	EsEvent		event = {0};
+	EsState		state = {0};
+	EsDecision	d = {0};
+	EsRequest	request = {s->command_id, s->type->name, name,
+	s->command_id ? es_fingerprint(s->payload, 0) : 0};
 
-	if (s->command_id &&
-		es_dedup_find(s->command_id, s->type->name, name, s->payload, outcome))
+	if (es_dedup_find(&request, outcome))
 		return;
 	if (s->type->payload_type)
 		es_check_payload(s->type->name, s->type->payload_type, s->payload);
 
-	es_stream_open(&s->stream, name);
-	es_stream_expect(&s->stream, s->expected_version);
-	check_existence(s);
-	if (s->type->validate)
-		validate(s);
+	if (OidIsValid(s->type->decide))
+		decide(s, name, &state, &d);
+	else
+		decide_plainly(s, name, &state, &d);
 
-	event.type = s->type->event_type;
-	event.payload = s->payload;
-	event.metadata = s->metadata;
-	outcome->position = es_stream_append(&s->stream, &event, 1);
+	if (d.nevents > 0)
+		outcome->position = es_stream_append(&s->stream, d.events, d.nevents) + d.nevents - 1;
+	if (state.aggregate && s->stream.version > state.version)
+		es_state_appended(&state, &s->stream);
 	outcome->stream = s->stream.name;
 	outcome->version = s->stream.version;
-	outcome->events = 1;
+	outcome->events = d.nevents;
 	outcome->duplicate = false;
-	if (s->command_id)
-		es_dedup_record(s->command_id, s->type->name, s->payload, outcome);
-}
-
-/*
- * A payload that is no object is refused before any type is looked at.
- */
-static Jsonb *
-payload_argument(FunctionCallInfo fcinfo, int arg)
-{
-	Jsonb	   *payload = PG_ARGISNULL(arg) ? empty_object() : PG_GETARG_JSONB_P(arg);
-
-	es_check_object("payload", payload);
-	return payload;
+	es_dedup_record(&request, outcome);
+	ES_FAULT("submit.recorded");
 }
 
 /*
@@ -224,26 +326,28 @@ payload_argument(FunctionCallInfo fcinfo, int arg)
  * Submit a command to the aggregate "id" of the command's category.  Returns
  * the stream, its version, the position of the last event, the number of
  * events, and whether this was a repetition of a command_id, whose first
- * result it then is.  Errors: ES003 unknown command; ES002 rejected; ES001 not
- * at the expected version; 23505 the command_id stood for another command; and
- * those of es_append().  Idempotency keys are the field's common practice;
- * here key and effect are one transaction.
+ * result it then is.  Errors: ES003 unknown command; 42501 not the caller's to
+ * submit; ES002 rejected; ES001 not at the expected version; 23505 the
+ * command_id stood for another command; and those of es_append().  Idempotency
+ * keys are the field's common practice; here key and effect are one
+ * transaction.
  */
 Datum
 es_submit(PG_FUNCTION_ARGS)
 {
-	Submission	s = {0};
+	EsSubmission s = {0};
 	EsOutcome	outcome = {0};
 	TupleDesc	desc;
 	Datum		values[5];
 	bool		nulls[5] = {false};
 
-	(void) es_database();
+	es_check_can_append("es_submit()");
 	es_check_name("command name", PG_ARGISNULL(0) ? NULL : PG_GETARG_TEXT_PP(0));
 	s.type = es_command_type(text_to_cstring(PG_GETARG_TEXT_PP(0)));
+	es_check_may_submit(&s.type->submitters, s.type->name);
 	es_check_name("aggregate id", PG_ARGISNULL(1) ? NULL : PG_GETARG_TEXT_PP(1));
 	s.id = PG_GETARG_TEXT_PP(1);
-	s.payload = payload_argument(fcinfo, 2);
+	s.payload = es_object_argument(fcinfo, 2, "payload");
 	s.command_id = PG_ARGISNULL(3) ? NULL : PG_GETARG_UUID_P(3);
 	s.expected_version = es_expected_version(fcinfo, 4);
 	s.metadata = PG_ARGISNULL(5) ? NULL : PG_GETARG_JSONB_P(5);

@@ -127,7 +127,7 @@ lock_holding(Holding *h)
 	bool		isnull;
 	Datum	   *busy;
 
-	h->npartitions = es_lock_held(&h->subscription, h->consumer, &h->partitions);
+	h->npartitions = es_lock_leases(&h->subscription, h->consumer, &h->partitions);
 	values[0] = PointerGetDatum(h->subscription.name);
 	values[1] = PointerGetDatum(h->consumer);
 	if (es_run(&select_busy, values, NULL) == 0)
@@ -294,7 +294,7 @@ es_ack(PG_FUNCTION_ARGS)
 	check_fetched(&h, position, partition);
 	acknowledge(&h, position, partition);
 	/* What was retried up to there is acknowledged, perhaps not all of it. */
-	h.npartitions = es_lock_held(&h.subscription, h.consumer, &h.partitions);
+	h.npartitions = es_lock_leases(&h.subscription, h.consumer, &h.partitions);
 	save_holding(&h);
 	es_spi_end(&spi);
 	PG_RETURN_VOID();

@@ -56,7 +56,7 @@ typedef struct Keys
 	bool		many;			/* too many to name them */
 } Keys;
 
-static EsTable change_table;
+static EsTable change_table = ES_TABLE(4, OIDOID, BOOLOID, TEXTOID, JSONBOID);
 
 /* Whether this transaction has left something for the scheduler. */
 static bool changed = false;
@@ -92,7 +92,7 @@ xact_callback(XactEvent event, void *arg)
 		return;
 	if (changed && event == XACT_EVENT_COMMIT)
 	{
-		pg_atomic_write_u32(&es_database()->changes, 1);
+		pg_atomic_write_u32(&es_database()->watched_changes, 1);
 		es_wake_database(MyDatabaseId, false);
 	}
 	changed = false;
@@ -154,7 +154,8 @@ prepare_keys(Keys *keys, Relation rel, const Trigger *trigger)
 		att = TupleDescAttr(RelationGetDescr(rel), keys->attrs[i] - 1);
 		fmgr_info(F_TO_JSONB, &keys->to_json[i]);
 		fmgr_info_set_expr((Node *) makeFuncExpr(F_TO_JSONB, JSONBOID,
-												 list_make1(makeNullConst(att->atttypid, att->atttypmod,
+												 list_make1(makeNullConst(att->atttypid,
+																		  att->atttypmod,
 																		  att->attcollation)),
 												 InvalidOid, InvalidOid, COERCE_EXPLICIT_CALL),
 						   &keys->to_json[i]);
@@ -297,7 +298,7 @@ es_watch_changed(PG_FUNCTION_ARGS)
 bool
 es_changes_pending(void)
 {
-	return pg_atomic_read_u32(&es_database()->changes) != 0;
+	return pg_atomic_read_u32(&es_database()->watched_changes) != 0;
 }
 
 /*
@@ -306,7 +307,7 @@ es_changes_pending(void)
 void
 es_changes_expect(bool expected)
 {
-	pg_atomic_write_u32(&es_database()->changes, expected ? 1 : 0);
+	pg_atomic_write_u32(&es_database()->watched_changes, expected ? 1 : 0);
 	pg_memory_barrier();
 }
 

@@ -479,7 +479,7 @@ es_group_lock(EsGroup *group)
  * es_spi_begin() and es_spi_end().
  */
 int
-es_lock_held(const EsSubscription *subscription, text *consumer,
+es_lock_leases(const EsSubscription *subscription, text *consumer,
 			 EsPartition **partitions)
 {
 	Datum		values[2];

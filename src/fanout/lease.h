@@ -48,7 +48,7 @@ typedef struct EsGroup
 extern void es_group_load(EsGroup *group);
 extern void es_group_share_out(EsGroup *group);
 extern void es_group_lock(EsGroup *group);
-extern int	es_lock_held(const EsSubscription *subscription, text *consumer,
+extern int	es_lock_leases(const EsSubscription *subscription, text *consumer,
 						 EsPartition **partitions);
 extern bool es_group_is_mine(const EsGroup *group, const EsPartition *p);
 extern bool es_partition_is_busy(const EsPartition *p);

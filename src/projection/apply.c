@@ -5,7 +5,7 @@
  * Runs inside a transaction that the worker begins and ends.  The order is
  * what makes it exact:
  *
- *		lock the checkpoint row		nobody else applies, drops or resumes it
+ *		lock the checkpoint row		nobody else applies, drops or alters it
  *		compute the settled position
  *		take a snapshot				younger than the settled position
  *		run the query				over (checkpoint, settled], as the owner
@@ -14,6 +14,10 @@
  * The isolation level is READ COMMITTED (the worker sees to it), so every
  * statement of the query takes a snapshot of its own, each younger than the
  * settled position.
+ *
+ * A checkpoint that somebody else holds is passed over: that is another
+ * worker, while processes come and go, or a session that alters the
+ * projection.
  *-------------------------------------------------------------------------
  */
 #include "postgres.h"
@@ -22,134 +26,114 @@
 #include "catalog.h"
 #include "catalog/pg_type.h"
 #include "es.h"
-#include "executor/spi.h"
+#include "fault.h"
 #include "guc.h"
-#include "miscadmin.h"
 #include "projection/apply.h"
 #include "projection/batch.h"
+#include "projection/poison.h"
+#include "projection/run.h"
 #include "store/watermark.h"
-#include "tcop/dest.h"
 #include "utils/builtins.h"
-#include "utils/elog.h"
-#include "utils/guc.h"
 #include "utils/snapmgr.h"
 
-/* Waits between attempts of a projection that stopped: 1 s, 2 s, 4 s ... */
-#define FIRST_RETRY_MS	1000
-#define LAST_RETRY_MS	60000
+/*
+ * A projection further behind than this many batches counts as catching up,
+ * until it is within one.
+ */
+#define FAR_BEHIND	8
 
 static EsStatement lock_checkpoint = ES_SQL(
-	"SELECT position FROM es.checkpoint WHERE projection = $1 FOR UPDATE",
-	1, TEXTOID);
+	"SELECT position, revision FROM es.checkpoint "
+	"WHERE projection = $1 AND rebuild = $2 AND partition = $3 FOR UPDATE SKIP LOCKED",
+	3, TEXTOID, INT4OID, INT4OID);
 static EsStatement move_checkpoint = ES_SQL(
-	"UPDATE es.checkpoint SET position = $2, events_applied = events_applied + $3, "
-	"  batches = batches + ($3 > 0)::int, "
-	"  applied_at = CASE WHEN $3 > 0 THEN clock_timestamp() ELSE applied_at END, "
+	"UPDATE es.checkpoint SET position = $4, events_applied = events_applied + $5, "
+	"  batches = batches + ($5 > 0)::int, "
+	"  applied_at = CASE WHEN $5 > 0 THEN clock_timestamp() ELSE applied_at END, "
+	"  catching_up = $6, "
 	"  retries = 0, error_position = NULL, error_at = NULL, error_sqlstate = NULL, error = NULL "
-	"WHERE projection = $1",
-	3, TEXTOID, INT8OID, INT8OID);
-static EsStatement record_error = ES_SQL(
-	"UPDATE es.checkpoint SET retries = $2, error_position = $3, "
-	"  error_at = clock_timestamp(), error_sqlstate = $4, error = $5 "
-	"WHERE projection = $1",
-	5, TEXTOID, INT4OID, INT8OID, TEXTOID, TEXTOID);
-
-void
-es_projection_missing(const char *name)
-{
-	ereport(ERROR,
-			(errcode(ERRCODE_UNDEFINED_OBJECT),
-			 errmsg("projection \"%s\" does not exist", name),
-			 errhint("See es_projections for what there is.")));
-}
+	"WHERE projection = $1 AND rebuild = $2 AND partition = $3",
+	6, TEXTOID, INT4OID, INT4OID, INT8OID, INT8OID, BOOLOID);
 
 /*
- * Lock the checkpoint row and learn the position; false where it is gone.
+ * Lock the checkpoint row and learn the position.
  */
-static bool
-take_checkpoint(EsProjection *p)
+EsApplied
+es_projection_take(EsProjection *p)
 {
-	Datum		key = CStringGetTextDatum(p->name);
-	bool		found;
+	EsApplied	result = ES_BUSY;
+	Datum		values[3];
 	bool		isnull;
 	EsSpi		spi;
 
+	values[0] = CStringGetTextDatum(p->name);
+	values[1] = Int32GetDatum(p->rebuild);
+	values[2] = Int32GetDatum(p->partition);
 	es_spi_begin(&spi);
-	found = es_run(&lock_checkpoint, &key, NULL) == 1;
-	if (found)
+	if (es_run(&lock_checkpoint, values, NULL) == 1)
+	{
 		p->position = DatumGetInt64(es_spi_value(0, 1, &isnull));
+		result = DatumGetInt64(es_spi_value(0, 2, &isnull)) == p->revision
+			? ES_APPLIED : ES_STALE;
+	}
 	es_spi_end(&spi);
-	return found;
+	return result;
+}
+
+static bool
+is_far_behind(const EsProjection *p, int64 lag)
+{
+	int64		batch = p->batch_size > 0 ? p->batch_size : es_batch_size;
+
+	return lag > (p->catching_up ? batch : FAR_BEHIND * batch);
 }
 
 static void
-put_checkpoint(EsProjection *p, int64 position, int64 events)
+put_checkpoint(EsProjection *p, int64 position, int64 events, bool catching_up)
 {
-	Datum		values[3];
+	Datum		values[6];
 	EsSpi		spi;
 
 	values[0] = CStringGetTextDatum(p->name);
-	values[1] = Int64GetDatum(position);
-	values[2] = Int64GetDatum(events);
+	values[1] = Int32GetDatum(p->rebuild);
+	values[2] = Int32GetDatum(p->partition);
+	values[3] = Int64GetDatum(position);
+	values[4] = Int64GetDatum(events);
+	values[5] = BoolGetDatum(catching_up);
 	es_spi_begin(&spi);
 	(void) es_run(&move_checkpoint, values, NULL);
 	es_spi_end(&spi);
 }
 
+/*
+ * Apply a batch and move the checkpoint, which is locked.
+ */
 void
-es_projection_forget_plan(EsProjection *p)
+es_projection_apply_batch(EsProjection *p, const EsBatch *batch, int64 settled)
 {
-	if (p->plan)
-		SPI_freeplan(p->plan);
-	p->plan = NULL;
-}
+	int64		events = 0;
+	bool		catching_up = p->rebuild == 0 && !p->sync &&
+		is_far_behind(p, settled - batch->to);
 
-/*
- * Plan the query, and plan it again when the batch is of another order of
- * magnitude: the planner looks at the range, and a plan for ten events is not
- * one for ten thousand.
- */
-static void
-plan_query(EsProjection *p, const EsBatch *batch)
-{
-	int			magnitude = 0;
-
-	for (int64 n = batch->to - batch->after; n > 0; n /= 10)
-		magnitude++;
-	if (p->plan && p->plan_magnitude == magnitude)
-		return;
-
-	es_projection_forget_plan(p);
-	p->plan = SPI_prepare(p->query, 0, NULL);
-	if (p->plan == NULL)
-		elog(ERROR, "SPI_prepare failed: %s", SPI_result_code_string(SPI_result));
-	if (SPI_keepplan(p->plan) != 0)
-		elog(ERROR, "SPI_keepplan failed");
-	p->plan_magnitude = magnitude;
-}
-
-/*
- * Run the projection's query over a batch, with the rights of this session's
- * user and the projection's search_path.
- */
-static void
-run_query(EsProjection *p, const EsBatch *batch)
-{
-	SPIExecuteOptions options = {0};
-
-	(void) set_config_option("search_path", p->search_path,
-							 PGC_USERSET, PGC_S_SESSION,
-							 GUC_ACTION_LOCAL, true, 0, false);
-	es_batch_set(p->filtered ? &p->filter : NULL, batch->after, batch->to);
-	if (SPI_connect() != SPI_OK_CONNECT)
-		elog(ERROR, "SPI_connect failed");
-	plan_query(p, batch);
-	options.dest = None_Receiver;
-	if (SPI_execute_plan_extended(p->plan, &options) < 0)
-		elog(ERROR, "SPI_execute_plan_extended failed");
-	if (SPI_finish() != SPI_OK_FINISH)
-		elog(ERROR, "SPI_finish failed");
-	es_batch_set(NULL, 0, 0);
+	p->attempt_after = batch->after;
+	p->attempt_to = batch->to;
+	if (!batch->empty)
+	{
+		PushActiveSnapshot(GetTransactionSnapshot());
+		events = es_batch_count(p, batch);
+		if (events > 0)
+			es_projection_run(p, p->filtered ? &p->filter : NULL,
+							  batch->after, batch->to, false);
+		PopActiveSnapshot();
+		if (p->filter.nparked > 0)
+			es_park_events(p, batch);
+	}
+	ES_FAULT("projector.model");
+	put_checkpoint(p, batch->to, events, catching_up);
+	ES_FAULT("projector.checkpoint");
+	if (catching_up != p->catching_up)
+		es_projections_changed();
+	p->catching_up = catching_up;
 }
 
 /*
@@ -159,40 +143,18 @@ run_query(EsProjection *p, const EsBatch *batch)
 EsApplied
 es_projection_apply(EsProjection *p)
 {
+	EsApplied	taken = es_projection_take(p);
 	int64		settled;
-	int64		events = 0;
 	EsBatch		batch;
 
-	if (!take_checkpoint(p))
-		return ES_GONE;
+	if (taken != ES_APPLIED)
+		return taken;
 	settled = es_settled_position();
 	batch = es_batch_next(p, settled);
 	if (batch.to <= p->position)
 		return ES_CAUGHT_UP;
-
-	p->attempt_after = batch.after;
-	p->attempt_to = batch.to;
-	if (!batch.empty)
-	{
-		PushActiveSnapshot(GetTransactionSnapshot());
-		events = es_batch_count(p, &batch);
-		if (events > 0)
-			run_query(p, &batch);
-		PopActiveSnapshot();
-	}
-	put_checkpoint(p, batch.to, events);
+	es_projection_apply_batch(p, &batch, settled);
 	return ES_APPLIED;
-}
-
-/*
- * When to try again after a number of failures in a row.
- */
-TimestampTz
-es_retry_time(TimestampTz failed_at, int retries)
-{
-	int			ms = retries > 6 ? LAST_RETRY_MS : FIRST_RETRY_MS << Max(retries - 1, 0);
-
-	return TimestampTzPlusMilliseconds(failed_at, Min(ms, LAST_RETRY_MS));
 }
 
 /*
@@ -209,69 +171,6 @@ es_projection_applied(EsProjection *p)
 				(errmsg("projection \"%s\" goes on from position " INT64_FORMAT,
 						p->name, p->position)));
 	p->retries = 0;
+	p->collisions = 0;
 	p->retry_at = 0;
-}
-
-/*
- * Whether an error comes from the circumstances and not from the events, so
- * that the same batch may pass later.
- */
-static bool
-is_transient(int sqlerrcode)
-{
-	switch (ERRCODE_TO_CATEGORY(sqlerrcode))
-	{
-		case ERRCODE_TRANSACTION_ROLLBACK:
-		case ERRCODE_INSUFFICIENT_RESOURCES:
-		case ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE:
-		case ERRCODE_OPERATOR_INTERVENTION:
-		case ERRCODE_SYSTEM_ERROR:
-			return true;
-		default:
-			return sqlerrcode == ERRCODE_READ_ONLY_SQL_TRANSACTION;
-	}
-}
-
-static void
-write_error(EsProjection *p, int64 position, ErrorData *error)
-{
-	Datum		values[5];
-	EsSpi		spi;
-
-	values[0] = CStringGetTextDatum(p->name);
-	values[1] = Int32GetDatum(p->retries);
-	values[2] = Int64GetDatum(position);
-	values[3] = CStringGetTextDatum(unpack_sql_state(error->sqlerrcode));
-	values[4] = CStringGetTextDatum(error->detail
-									? psprintf("%s (%s)", error->message, error->detail)
-									: error->message);
-	es_spi_begin(&spi);
-	(void) es_run(&record_error, values, NULL);
-	es_spi_end(&spi);
-}
-
-/*
- * The batch failed and its transaction is aborted.  Either narrow it down, or,
- * where it is down to one position or the error has to do with none, record
- * the error and wait before the next attempt.  Needs a transaction.
- */
-void
-es_projection_failed(EsProjection *p, ErrorData *error)
-{
-	bool		transient = is_transient(error->sqlerrcode);
-
-	es_batch_set(NULL, 0, 0);
-	if (!transient && p->attempt_to - p->attempt_after > 1)
-	{
-		p->suspect_to = p->attempt_to;
-		return;
-	}
-	p->retries++;
-	p->retry_at = es_retry_time(GetCurrentTimestamp(), p->retries);
-	write_error(p, p->attempt_after + 1, error);
-	if (p->retries == 1)
-		ereport(LOG,
-				(errmsg("projection \"%s\" stopped at position " INT64_FORMAT ": %s",
-						p->name, p->attempt_after + 1, error->message),
-				 errhint("It is tried again with growing intervals; see es_projections.")));
 }

@@ -6,20 +6,23 @@
 #ifndef ES_PROJECTION_APPLY_H
 #define ES_PROJECTION_APPLY_H
 
+#include "es.h"
+#include "projection/batch.h"
 #include "projection/registry.h"
 
 typedef enum EsApplied
 {
 	ES_APPLIED,					/* a batch; there may be more */
 	ES_CAUGHT_UP,				/* nothing more up to the settled position */
-	ES_GONE						/* the projection is not there any more */
+	ES_BUSY,					/* somebody else holds the checkpoint */
+	ES_STALE,					/* the definition is not this any more */
+	ES_STEPPED					/* a step of a rebuild that is no batch */
 } EsApplied;
 
 extern EsApplied es_projection_apply(EsProjection *p);
-extern void es_projection_forget_plan(EsProjection *p);
+extern EsApplied es_projection_take(EsProjection *p);
+extern void es_projection_apply_batch(EsProjection *p, const EsBatch *batch,
+									  int64 settled);
 extern void es_projection_applied(EsProjection *p);
-extern void es_projection_failed(EsProjection *p, ErrorData *error);
-extern TimestampTz es_retry_time(TimestampTz failed_at, int retries);
-extern void es_projection_missing(const char *name) pg_attribute_noreturn();
 
 #endif							/* ES_PROJECTION_APPLY_H */

@@ -7,11 +7,8 @@
  * positions.  So appenders of one stream queue instead of failing, versions
  * have no gap, and within a stream positions rise with versions.
  *
- * The stream's lock is a lock on the "object" whose class is es.event and
- * whose id is a hash of the name; two streams with one hash merely queue.
- * A transaction that touches more than es.max_stream_locks streams locks
- * es.event itself against other appenders, all of which hold ROW EXCLUSIVE
- * there before they look at a stream.
+ * The locks are those of lock.c.  A tagged event takes the locks of its tags,
+ * too, before it takes a position; condition.c says why.
  *-------------------------------------------------------------------------
  */
 #include "postgres.h"
@@ -23,16 +20,17 @@
 #include "catalog.h"
 #include "catalog/pg_collation.h"
 #include "catalog/pg_type.h"
-#include "common/hashfn.h"
 #include "es.h"
 #include "executor/executor.h"
+#include "fault.h"
 #include "fmgr.h"
 #include "guc.h"
 #include "miscadmin.h"
-#include "storage/lmgr.h"
 #include "storage/lock.h"
 #include "store/append.h"
+#include "store/hint.h"
 #include "store/identity.h"
+#include "store/lock.h"
 #include "store/table.h"
 #include "store/watermark.h"
 #include "tcop/utility.h"
@@ -60,12 +58,16 @@ enum
 /* Rows that one call of the access method gets at most. */
 #define CHUNK	256
 
-static EsTable event_table;
-static EsTable tag_table;
+EsAfterAppend es_after_append = NULL;
+bool		es_append_refused = false;
 
-/* Stream locks of this transaction; reset when another transaction looks. */
-static int	nlocks = 0;
-static LocalTransactionId nlocks_of = InvalidLocalTransactionId;
+static EsTable event_table = ES_TABLE(EVENT_COLUMNS,
+									  INT8OID, INT8OID, TIMESTAMPTZOID, TEXTOID,
+									  TEXTOID, TEXTOID, JSONBOID, JSONBOID);
+static EsTable tag_table = ES_TABLE(2, TEXTOID, INT8OID);
+
+/* What a user's function is just called for, or NULL; see es_deciding_begin(). */
+static const char *deciding = NULL;
 
 /*
  * Refuse a name that is missing, empty or too long.  "what" is what it names,
@@ -96,8 +98,8 @@ es_check_name(const char *what, const text *name)
 /*
  * The category of a stream: what stands before its first "-".
  */
-static text *
-category_of(const text *stream)
+text *
+es_category_of(const text *stream)
 {
 	const char *name = VARDATA_ANY(stream);
 	int			len = VARSIZE_ANY_EXHDR(stream);
@@ -111,30 +113,6 @@ category_of(const text *stream)
 				 errdetail("The category is what stands before the first \"-\"."),
 				 errhint("Name streams like \"customer-23\".")));
 	return cstring_to_text_with_len(name, dash ? (int) (dash - name) : len);
-}
-
-/*
- * Lock the stream to the end of the transaction.  The caller has es.event open
- * with RowExclusiveLock.
- */
-static void
-lock_stream(Oid event, const text *stream)
-{
-	uint64		hash = hash_bytes_extended((const unsigned char *) VARDATA_ANY(stream),
-										   VARSIZE_ANY_EXHDR(stream), 0);
-	LOCKTAG		tag;
-
-	if (nlocks_of != ES_MY_LXID)
-	{
-		nlocks_of = ES_MY_LXID;
-		nlocks = 0;
-	}
-	SET_LOCKTAG_OBJECT(tag, MyDatabaseId, event, (uint32) hash,
-					   (uint16) (hash >> 32));
-	if (nlocks >= es_max_stream_locks && !LockHeldByMe(&tag, ExclusiveLock))
-		LockRelationOid(event, ShareRowExclusiveLock);
-	else if (LockAcquire(&tag, ExclusiveLock, false, false) == LOCKACQUIRE_OK)
-		nlocks++;
 }
 
 /*
@@ -163,59 +141,141 @@ check_not_moved(Relation rel, TupleTableSlot *slot, const text *stream)
 }
 
 /*
- * The version of a locked stream: what its newest event has.
+ * Find the newest event of a stream that is at "from" or above.
  */
-static int64
-read_version(Relation rel, const text *stream)
+static bool
+find_newest(Relation rel, Relation index, const text *stream, int64 from,
+			TupleTableSlot *slot)
 {
-	TupleTableSlot *slot = table_slot_create(rel, NULL);
-	ScanKeyData key;
-	int64		version = 0;
+	ScanKeyData keys[2];
 
-	ScanKeyInit(&key, 1, BTEqualStrategyNumber, F_TEXTEQ,
+	ScanKeyInit(&keys[0], 1, BTEqualStrategyNumber, F_TEXTEQ,
 				PointerGetDatum(stream));
-	if (es_index_find(rel, es_catalog()->event_stream, &key, 1,
-					  BackwardScanDirection, slot))
+	ScanKeyInit(&keys[1], 2, BTGreaterEqualStrategyNumber, F_INT8GE,
+				Int64GetDatum(from));
+	return es_index_find_in(rel, index, keys, from > 0 ? 2 : 1,
+							BackwardScanDirection, slot);
+}
+
+/*
+ * The version of a locked stream: what its newest event has.  The index is
+ * locked as the append that follows will want it.
+ */
+static void
+read_version(Relation rel, EsStream *stream)
+{
+	Relation	index = index_open(es_catalog()->event_stream, RowExclusiveLock);
+	TupleTableSlot *slot = table_slot_create(rel, NULL);
+	int64		hint = es_hint_get(stream->name);
+
+	stream->version = 0;
+	stream->position = 0;
+	if ((hint > 0 && find_newest(rel, index, stream->name, hint, slot)) ||
+		find_newest(rel, index, stream->name, 0, slot))
 	{
 		bool		isnull;
 
-		check_not_moved(rel, slot, stream);
-		version = DatumGetInt64(slot_getattr(slot, EVENT_VERSION + 1, &isnull));
+		check_not_moved(rel, slot, stream->name);
+		stream->version = DatumGetInt64(slot_getattr(slot, EVENT_VERSION + 1, &isnull));
+		stream->position = DatumGetInt64(slot_getattr(slot, EVENT_POSITION + 1, &isnull));
 	}
 	ExecDropSingleTupleTableSlot(slot);
-	return version;
+	index_close(index, NoLock);
 }
 
 /*
- * Refuse to append where that cannot be: on a standby, in a read-only
- * transaction, in a parallel worker.
+ * A user's function is about to be called; returns what es_deciding_end()
+ * needs, which must be called also after an error.
  */
-static void
-check_can_append(void)
+const char *
+es_deciding_begin(const char *what)
+{
+	const char *previous = deciding;
+
+	deciding = what;
+	return previous;
+}
+
+void
+es_deciding_end(const char *previous)
+{
+	deciding = previous;
+}
+
+bool
+es_deciding(void)
+{
+	return deciding != NULL;
+}
+
+/*
+ * Refuse what cannot be on a standby, in a read-only transaction, or in a
+ * parallel worker.
+ */
+void
+es_check_can_lock(const char *function)
 {
 	(void) es_database();
-	PreventCommandIfReadOnly("es_append()");
-	PreventCommandDuringRecovery("es_append()");
-	PreventCommandIfParallelMode("es_append()");
+	PreventCommandIfReadOnly(function);
+	PreventCommandDuringRecovery(function);
+	PreventCommandIfParallelMode(function);
+	if (es_append_refused)
+		ereport(ERROR,
+				(errcode(ERRCODE_ES_CANNOT_REBUILD),
+				 errmsg("%s cannot be called by a projection that is being rebuilt", function),
+				 errdetail("It would take effect once more for events that were applied long ago."),
+				 errhint("Call es_cancel_rebuild(), and keep what appends in a projection without tables.")));
 }
 
 /*
- * Lock a stream to the end of the transaction and learn its version.
+ * The same for an append, which is refused inside a function that decides, too.
  */
+void
+es_check_can_append(const char *function)
+{
+	es_check_can_lock(function);
+	if (deciding)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("%s cannot be called inside %s", function, deciding),
+				 errdetail("What is being decided on must not change under the decision."),
+				 errhint("Return the events from a decider, or submit the further command from a projection.")));
+}
+
+/*
+ * Lock a stream to the end of the transaction and learn its version.  False
+ * where it would have to wait for the lock and must not.
+ */
+static bool
+open_stream(EsStream *stream, text *name, bool wait)
+{
+	Relation	rel;
+	bool		locked;
+
+	es_check_can_append("es_append()");
+	es_check_name("stream name", name);
+	stream->name = name;
+	stream->category = es_category_of(name);
+
+	rel = relation_open(es_catalog()->event, RowExclusiveLock);
+	locked = es_lock_stream(name, wait);
+	if (locked)
+		read_version(rel, stream);
+	relation_close(rel, NoLock);
+	return locked;
+}
+
 void
 es_stream_open(EsStream *stream, text *name)
 {
-	Relation	rel;
+	(void) open_stream(stream, name, true);
+	ES_FAULT("append.locked");
+}
 
-	check_can_append();
-	es_check_name("stream name", name);
-	stream->name = name;
-	stream->category = category_of(name);
-
-	rel = relation_open(es_catalog()->event, RowExclusiveLock);
-	lock_stream(RelationGetRelid(rel), name);
-	stream->version = read_version(rel, name);
-	relation_close(rel, NoLock);
+bool
+es_stream_try_open(EsStream *stream, text *name)
+{
+	return open_stream(stream, name, false);
 }
 
 /*
@@ -291,8 +351,8 @@ session_metadata(void)
 /*
  * The metadata to store: the session's, overridden key by key by the event's.
  */
-static Jsonb *
-effective_metadata(Jsonb *metadata)
+Jsonb *
+es_effective_metadata(Jsonb *metadata)
 {
 	Jsonb	   *session = session_metadata();
 
@@ -323,7 +383,7 @@ check_event(EsEvent *event)
 				 errmsg("payload of an event must not be null"),
 				 errhint("Leave it out, or give an empty object.")));
 	es_check_object("payload", event->payload);
-	event->metadata = effective_metadata(event->metadata);
+	event->metadata = es_effective_metadata(event->metadata);
 	if (event->tags)
 	{
 		Datum	   *tags;
@@ -337,8 +397,8 @@ check_event(EsEvent *event)
 	}
 }
 
-static int
-compare_texts(const void *a, const void *b)
+int
+es_compare_texts(const void *a, const void *b)
 {
 	return DatumGetInt32(DirectFunctionCall2Coll(bttextcmp, C_COLLATION_OID,
 												 *(const Datum *) a,
@@ -355,13 +415,13 @@ insert_tags(EsWriter *writer, ArrayType *array, int64 position)
 	int			n;
 
 	deconstruct_array(array, TEXTOID, -1, false, TYPALIGN_INT, &tags, NULL, &n);
-	qsort(tags, n, sizeof(Datum), compare_texts);
+	qsort(tags, n, sizeof(Datum), es_compare_texts);
 	for (int i = 0; i < n; i++)
 	{
 		Datum		values[2];
 		bool		nulls[2] = {false, false};
 
-		if (i > 0 && compare_texts(&tags[i - 1], &tags[i]) == 0)
+		if (i > 0 && es_compare_texts(&tags[i - 1], &tags[i]) == 0)
 			continue;
 		values[0] = tags[i];
 		values[1] = Int64GetDatum(position);
@@ -389,16 +449,19 @@ append_tags(const EsEvent *events, int nevents, int64 first)
 }
 
 /*
- * Fill a slot with the row of an event.
+ * Fill a slot with the row of an event, which moves its stream on.
  */
 static void
-fill_slot(TupleTableSlot *slot, const EsStream *stream, const EsEvent *event,
-		  int64 position, int64 version, TimestampTz now)
+fill_slot(TupleTableSlot *slot, EsStream *stream, const EsEvent *event,
+		  int64 position, TimestampTz now)
 {
+	stream->version++;
+	stream->position = position;
+
 	ExecClearTuple(slot);
 	memset(slot->tts_isnull, 0, EVENT_COLUMNS * sizeof(bool));
 	slot->tts_values[EVENT_POSITION] = Int64GetDatum(position);
-	slot->tts_values[EVENT_VERSION] = Int64GetDatum(version);
+	slot->tts_values[EVENT_VERSION] = Int64GetDatum(stream->version);
 	slot->tts_values[EVENT_RECORDED_AT] = TimestampTzGetDatum(now);
 	slot->tts_values[EVENT_STREAM] = PointerGetDatum(stream->name);
 	slot->tts_values[EVENT_CATEGORY] = PointerGetDatum(stream->category);
@@ -410,60 +473,124 @@ fill_slot(TupleTableSlot *slot, const EsStream *stream, const EsEvent *event,
 }
 
 /*
- * Write events, in chunks, from a first position and version on.
+ * Write at most CHUNK events from a first position on.
  */
 static void
-append_rows(const EsStream *stream, const EsEvent *events, int nevents,
+append_chunk(EsWriter *writer, TupleTableSlot **slots, EsStream *stream,
+			 const EsEvent *events, int nevents, int64 position, TimestampTz now)
+{
+	for (int i = 0; i < nevents; i++)
+		fill_slot(slots[i], events[i].stream ? events[i].stream : stream,
+				  &events[i], position + i, now);
+	es_writer_insert(writer, slots, nevents);
+}
+
+/*
+ * Write any number of events, chunk by chunk, each in fresh memory.
+ */
+static void
+append_chunks(EsWriter *writer, TupleTableSlot **slots, EsStream *stream,
+			  const EsEvent *events, int nevents, int64 position, TimestampTz now)
+{
+	MemoryContext context = AllocSetContextCreate(CurrentMemoryContext,
+												  "es append",
+												  ALLOCSET_DEFAULT_SIZES);
+
+	for (int done = 0; done < nevents; done += CHUNK)
+	{
+		MemoryContext old = MemoryContextSwitchTo(context);
+
+		CHECK_FOR_INTERRUPTS();
+		append_chunk(writer, slots, stream, events + done,
+					 Min(CHUNK, nevents - done), position + done, now);
+		MemoryContextSwitchTo(old);
+		MemoryContextReset(context);
+	}
+	MemoryContextDelete(context);
+}
+
+/*
+ * Write events from a first position on, each at the next version of its
+ * stream.
+ */
+static void
+append_rows(EsStream *stream, const EsEvent *events, int nevents,
 			int64 position)
 {
 	TimestampTz now = GetCurrentTimestamp();
 	int			nslots = Min(nevents, CHUNK);
 	TupleTableSlot **slots = palloc(sizeof(TupleTableSlot *) * nslots);
-	MemoryContext context = AllocSetContextCreate(CurrentMemoryContext,
-												  "es append",
-												  ALLOCSET_DEFAULT_SIZES);
 	EsWriter	writer;
 
 	es_writer_open(&writer, &event_table, es_catalog()->event);
 	for (int i = 0; i < nslots; i++)
-		slots[i] = MakeSingleTupleTableSlot(RelationGetDescr(writer.rel),
-											&TTSOpsVirtual);
-	for (int done = 0; done < nevents; done += nslots)
-	{
-		int			n = Min(nslots, nevents - done);
-		MemoryContext old = MemoryContextSwitchTo(context);
-
-		CHECK_FOR_INTERRUPTS();
-		for (int i = 0; i < n; i++)
-			fill_slot(slots[i], stream, &events[done + i], position + done + i,
-					  stream->version + 1 + done + i, now);
-		es_writer_insert(&writer, slots, n);
-		MemoryContextSwitchTo(old);
-		MemoryContextReset(context);
-	}
+		slots[i] = es_slot_for_writing(&writer);
+	if (nevents <= CHUNK)
+		append_chunk(&writer, slots, stream, events, nevents, position, now);
+	else
+		append_chunks(&writer, slots, stream, events, nevents, position, now);
 	for (int i = 0; i < nslots; i++)
 		ExecDropSingleTupleTableSlot(slots[i]);
 	es_writer_close(&writer);
-	MemoryContextDelete(context);
 	pfree(slots);
 }
 
 /*
- * Append events to an open stream at its next versions and return the first of
- * their consecutive positions; the stream moves to its new version.
+ * Refuse events that are none.
+ */
+void
+es_events_check(EsEvent *events, int nevents)
+{
+	for (int i = 0; i < nevents; i++)
+		check_event(&events[i]);
+}
+
+/*
+ * Add the locks of the events' tags to a list.
+ */
+void
+es_events_tag_locks(EsTagLocks *list, const EsEvent *events, int nevents)
+{
+	for (int i = 0; i < nevents; i++)
+	{
+		Datum	   *tags;
+		int			n;
+
+		if (events[i].tags == NULL)
+			continue;
+		deconstruct_array(events[i].tags, TEXTOID, -1, false, TYPALIGN_INT,
+						  &tags, NULL, &n);
+		for (int j = 0; j < n; j++)
+		{
+			es_tag_locks_add(list, DatumGetTextPP(tags[j]), NULL, ShareLock);
+			es_tag_locks_add(list, DatumGetTextPP(tags[j]), events[i].type, ShareLock);
+		}
+	}
+}
+
+/*
+ * Append events to an open stream, or those that name one to theirs, at the
+ * next versions, and return the first of their consecutive positions.
  */
 int64
 es_stream_append(EsStream *stream, EsEvent *events, int nevents)
 {
 	int64		first;
+	EsTagLocks	locks = {0};
 
 	Assert(nevents > 0);
-	for (int i = 0; i < nevents; i++)
-		check_event(&events[i]);
+	es_events_check(events, nevents);
+	es_events_tag_locks(&locks, events, nevents);
+	es_tag_locks_take(&locks);
 	es_identity_establish();
 	first = es_take_positions(nevents);
+	ES_FAULT("append.positions");
 	append_rows(stream, events, nevents, first);
+	ES_FAULT("append.rows");
 	append_tags(events, nevents, first);
-	stream->version += nevents;
+	es_hint_put(stream->name, stream->version);
+	if (es_after_append)
+		es_after_append(stream, events, nevents, first);
+	ES_FAULT("append.done");
 	return first;
 }

@@ -12,6 +12,9 @@
  */
 #include "postgres.h"
 
+#include "access/table.h"
+#include "access/tableam.h"
+#include "access/xact.h"
 #include "access/xlog.h"
 #include "access/xlogrecovery.h"
 #include "catalog.h"
@@ -22,6 +25,7 @@
 #include "store/identity.h"
 #include "store/watermark.h"
 #include "utils/builtins.h"
+#include "utils/snapmgr.h"
 
 PG_FUNCTION_INFO_V1(es_activate);
 PG_FUNCTION_INFO_V1(es_epoch);
@@ -34,8 +38,6 @@ static EsStatement count_identities = ES_SQL(
 static EsStatement add_identity = ES_SQL(
 	"INSERT INTO es.identity VALUES ($1, $2, clock_timestamp())",
 	2, TEXTOID, OIDOID);
-static EsStatement drop_identities = ES_SQL(
-	"DELETE FROM es.identity", 0, InvalidOid);
 
 /*
  * The parameters of the statements above: who we are.
@@ -80,11 +82,15 @@ add(void)
 /*
  * Write our identity into a log that has none.  Two sessions that do it at
  * once write it twice, which harms nobody and makes nobody wait.
+ *
+ * Called by every append, so what was found is remembered; but not what this
+ * very transaction has added, which a rollback takes back.
  */
 void
 es_identity_establish(void)
 {
 	static Oid	established = InvalidOid;	/* the log known to have one */
+	static LocalTransactionId added_by = InvalidLocalTransactionId;
 	Oid			log = es_catalog()->event;
 	int64		mine;
 	int64		others;
@@ -93,8 +99,11 @@ es_identity_establish(void)
 		return;
 	count(&mine, &others);
 	if (mine + others == 0)
+	{
 		add();
-	else
+		added_by = ES_MY_LXID;
+	}
+	else if (added_by != ES_MY_LXID)
 		established = log;
 }
 
@@ -112,16 +121,46 @@ es_identity_active(void)
 }
 
 /*
+ * Whether the log has been in use in this very database.
+ */
+bool
+es_identity_is_mine(void)
+{
+	int64		mine;
+	int64		others;
+
+	count(&mine, &others);
+	return mine > 0;
+}
+
+/*
+ * Remove all identities, past the trigger that keeps everybody else from it:
+ * without them the log would take rows as a restore brings them.
+ */
+static void
+remove_all(void)
+{
+	Relation	rel = table_open(es_catalog()->identity, ShareRowExclusiveLock);
+	TupleTableSlot *slot = table_slot_create(rel, NULL);
+	Snapshot	snapshot = RegisterSnapshot(GetLatestSnapshot());
+	TableScanDesc scan = table_beginscan(rel, snapshot, 0, NULL);
+
+	while (table_scan_getnextslot(scan, ForwardScanDirection, slot))
+		simple_table_tuple_delete(rel, &slot->tts_tid, snapshot);
+	table_endscan(scan);
+	UnregisterSnapshot(snapshot);
+	ExecDropSingleTupleTableSlot(slot);
+	table_close(rel, NoLock);
+	CommandCounterIncrement();
+}
+
+/*
  * es_activate(): make the log that of this database.
  */
 Datum
 es_activate(PG_FUNCTION_ARGS)
 {
-	EsSpi		spi;
-
-	es_spi_begin(&spi);
-	(void) es_run(&drop_identities, NULL, NULL);
-	es_spi_end(&spi);
+	remove_all();
 	add();
 	es_wake_at_commit();
 	PG_RETURN_VOID();

@@ -8,6 +8,7 @@
 
 extern void es_identity_establish(void);
 extern bool es_identity_active(void);
+extern bool es_identity_is_mine(void);
 extern char *es_epoch_text(void);
 
 #endif							/* ES_STORE_IDENTITY_H */

@@ -13,6 +13,7 @@
 #include "access/xact.h"
 #include "catalog/pg_type.h"
 #include "catalog.h"
+#include "common/hashfn.h"
 #include "es.h"
 #include "executor/spi.h"
 #include "executor/tstoreReceiver.h"
@@ -20,6 +21,7 @@
 #include "funcapi.h"
 #include "guc.h"
 #include "store/append.h"
+#include "store/partition.h"
 #include "store/read.h"
 #include "store/watermark.h"
 #include "utils/builtins.h"
@@ -32,37 +34,35 @@ PG_FUNCTION_INFO_V1(es_settled);
 PG_FUNCTION_INFO_V1(es_batch_after);
 PG_FUNCTION_INFO_V1(es_batch_to);
 PG_FUNCTION_INFO_V1(es_batch_has);
-
-#define COLUMNS \
-	"SELECT position, version, recorded_at, stream, category, type, payload, metadata FROM es.event "
+PG_FUNCTION_INFO_V1(es_stream_partition);
 
 /*
  * One statement for each combination of filters: each gets the plan that its
  * index serves, with no test for NULL in the way of it.
  */
 static EsStatement read_all = ES_SQL(
-	COLUMNS "WHERE position OPERATOR(pg_catalog.>) $1 AND position OPERATOR(pg_catalog.<=) $2 "
+	ES_EVENT_COLUMNS "WHERE position OPERATOR(pg_catalog.>) $1 AND position OPERATOR(pg_catalog.<=) $2 "
 	"ORDER BY position LIMIT $3",
 	5, INT8OID, INT8OID, INT8OID, TEXTOID, TEXTARRAYOID);
 static EsStatement read_category = ES_SQL(
-	COLUMNS "WHERE position OPERATOR(pg_catalog.>) $1 AND position OPERATOR(pg_catalog.<=) $2 "
+	ES_EVENT_COLUMNS "WHERE position OPERATOR(pg_catalog.>) $1 AND position OPERATOR(pg_catalog.<=) $2 "
 	"AND category OPERATOR(pg_catalog.=) $4 ORDER BY category, position LIMIT $3",
 	5, INT8OID, INT8OID, INT8OID, TEXTOID, TEXTARRAYOID);
 static EsStatement read_types = ES_SQL(
-	COLUMNS "WHERE position OPERATOR(pg_catalog.>) $1 AND position OPERATOR(pg_catalog.<=) $2 "
+	ES_EVENT_COLUMNS "WHERE position OPERATOR(pg_catalog.>) $1 AND position OPERATOR(pg_catalog.<=) $2 "
 	"AND type OPERATOR(pg_catalog.=) ANY ($5) ORDER BY position LIMIT $3",
 	5, INT8OID, INT8OID, INT8OID, TEXTOID, TEXTARRAYOID);
 static EsStatement read_category_types = ES_SQL(
-	COLUMNS "WHERE position OPERATOR(pg_catalog.>) $1 AND position OPERATOR(pg_catalog.<=) $2 "
+	ES_EVENT_COLUMNS "WHERE position OPERATOR(pg_catalog.>) $1 AND position OPERATOR(pg_catalog.<=) $2 "
 	"AND category OPERATOR(pg_catalog.=) $4 AND type OPERATOR(pg_catalog.=) ANY ($5) "
 	"ORDER BY category, position LIMIT $3",
 	5, INT8OID, INT8OID, INT8OID, TEXTOID, TEXTARRAYOID);
 static EsStatement read_stream = ES_SQL(
-	COLUMNS "WHERE stream OPERATOR(pg_catalog.=) $1 AND version OPERATOR(pg_catalog.>=) $2 "
+	ES_EVENT_COLUMNS "WHERE stream OPERATOR(pg_catalog.=) $1 AND version OPERATOR(pg_catalog.>=) $2 "
 	"ORDER BY stream, version LIMIT $3",
 	3, TEXTOID, INT8OID, INT8OID);
 
-/* The filter of es_batch; es_batch_set() changes it. */
+/* The filter of es_batch; es_batch_show() changes it. */
 static const EsFilter *batch_filter = NULL;
 
 /*
@@ -96,18 +96,18 @@ read_into_result(FunctionCallInfo fcinfo, EsStatement *statement,
 /*
  * A count as SQL gives it: NULL is "all", and a negative one an error.
  */
-static Datum
-count_argument(FunctionCallInfo fcinfo, int arg)
+int64
+es_count_argument(FunctionCallInfo fcinfo, int arg)
 {
 	if (PG_ARGISNULL(arg))
-		return Int64GetDatum(PG_INT64_MAX);
+		return PG_INT64_MAX;
 	if (PG_GETARG_INT32(arg) < 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("max_count must not be negative"),
 				 errdetail("It is %d.", PG_GETARG_INT32(arg)),
 				 errhint("Give NULL to read all.")));
-	return Int64GetDatum((int64) PG_GETARG_INT32(arg));
+	return PG_GETARG_INT32(arg);
 }
 
 /*
@@ -127,7 +127,7 @@ es_read(PG_FUNCTION_ARGS)
 
 	values[0] = Int64GetDatum(PG_ARGISNULL(0) ? 0 : PG_GETARG_INT64(0));
 	values[1] = Int64GetDatum(es_settled_position());
-	values[2] = count_argument(fcinfo, 1);
+	values[2] = Int64GetDatum(es_count_argument(fcinfo, 1));
 	values[3] = PG_ARGISNULL(2) ? (Datum) 0 : PG_GETARG_DATUM(2);
 	values[4] = PG_ARGISNULL(3) ? (Datum) 0 : PG_GETARG_DATUM(3);
 	if (PG_ARGISNULL(2))
@@ -157,7 +157,7 @@ es_stream(PG_FUNCTION_ARGS)
 	es_check_name("stream name", PG_ARGISNULL(0) ? NULL : PG_GETARG_TEXT_PP(0));
 	values[0] = PG_GETARG_DATUM(0);
 	values[1] = Int64GetDatum(PG_ARGISNULL(1) ? 1 : PG_GETARG_INT64(1));
-	values[2] = count_argument(fcinfo, 2);
+	values[2] = Int64GetDatum(es_count_argument(fcinfo, 2));
 	read_into_result(fcinfo, &read_stream, values, NULL, true);
 	return (Datum) 0;
 }
@@ -202,15 +202,18 @@ es_filter_from_arrays(EsFilter *filter, ArrayType *categories, ArrayType *types)
 }
 
 /*
- * Let es_batch show the events behind "after" up to "to" that pass a filter
- * (NULL: all of them).  The filter must outlive its use here.
+ * Let es_batch show a part of the log; returns what it has shown, to be put
+ * back.  The filter must outlive its use here.
  */
-void
-es_batch_set(const EsFilter *filter, int64 after, int64 to)
+EsBatchView
+es_batch_show(EsBatchView view)
 {
-	batch_filter = filter;
-	es_batch_range_after = after;
-	es_batch_range_to = to;
+	EsBatchView old = {batch_filter, es_batch_range_after, es_batch_range_to};
+
+	batch_filter = view.filter;
+	es_batch_range_after = view.after;
+	es_batch_range_to = view.to;
+	return old;
 }
 
 Datum
@@ -237,13 +240,85 @@ is_among(const text *value, text **list, int n)
 	return false;
 }
 
+/* es.stream_partition(stream, partitions) */
+Datum
+es_stream_partition(PG_FUNCTION_ARGS)
+{
+	int			partitions = PG_GETARG_INT32(1);
+
+	if (partitions < 1)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("partitions must be at least 1"),
+				 errdetail("It is %d.", partitions)));
+	PG_RETURN_INT32(es_partition_of(PG_GETARG_TEXT_PP(0), partitions));
+}
+
+static int
+compare_names(const void *a, const void *b)
+{
+	const text *x = *(text *const *) a;
+	const text *y = *(text *const *) b;
+	int			xlen = VARSIZE_ANY_EXHDR(x);
+	int			ylen = VARSIZE_ANY_EXHDR(y);
+	int			order = memcmp(VARDATA_ANY(x), VARDATA_ANY(y), Min(xlen, ylen));
+
+	return order != 0 ? order : (xlen > ylen) - (xlen < ylen);
+}
+
+static int
+compare_positions(const void *a, const void *b)
+{
+	int64		x = *(const int64 *) a;
+	int64		y = *(const int64 *) b;
+
+	return (x > y) - (x < y);
+}
+
+/*
+ * Let a filter hold back streams, given as an array or NULL.
+ */
+void
+es_filter_set_parked(EsFilter *filter, ArrayType *streams)
+{
+	filter->parked = texts_of(streams, &filter->nparked);
+	qsort(filter->parked, filter->nparked, sizeof(text *), compare_names);
+}
+
+bool
+es_filter_is_parked(const EsFilter *filter, const text *stream)
+{
+	return filter->nparked > 0 &&
+		bsearch(&stream, filter->parked, filter->nparked, sizeof(text *),
+				compare_names) != NULL;
+}
+
 static bool
-passes(const EsFilter *filter, const text *category, const text *type)
+is_skipped(const EsFilter *filter, int64 position)
+{
+	return filter->nskipped > 0 &&
+		bsearch(&position, filter->skipped, filter->nskipped, sizeof(int64),
+				compare_positions) != NULL;
+}
+
+/*
+ * Whether an event is one that a filter is about, be it parked or not.
+ */
+bool
+es_filter_takes(const EsFilter *filter, int64 position, const text *stream,
+				const text *category, const text *type)
 {
 	if (filter->categories &&
 		!is_among(category, filter->categories, filter->ncategories))
 		return false;
-	return filter->types == NULL || is_among(type, filter->types, filter->ntypes);
+	if (filter->types && !is_among(type, filter->types, filter->ntypes))
+		return false;
+	if (filter->partitions > 1 &&
+		es_partition_of(stream, filter->partitions) != filter->partition)
+		return false;
+	if (filter->stream && compare_names(&filter->stream, &stream) != 0)
+		return false;
+	return !is_skipped(filter, position);
 }
 
 /*
@@ -253,19 +328,30 @@ bool
 es_filter_passes(const EsFilter *filter, TupleTableSlot *event)
 {
 	bool		isnull;
+	text	   *stream;
 
-	return passes(filter,
-				  DatumGetTextPP(slot_getattr(event, 5, &isnull)),
-				  DatumGetTextPP(slot_getattr(event, 6, &isnull)));
+	slot_getsomeattrs(event, 6);
+	stream = DatumGetTextPP(slot_getattr(event, 4, &isnull));
+	return es_filter_takes(filter, DatumGetInt64(slot_getattr(event, 1, &isnull)),
+						   stream,
+						   DatumGetTextPP(slot_getattr(event, 5, &isnull)),
+						   DatumGetTextPP(slot_getattr(event, 6, &isnull))) &&
+		!es_filter_is_parked(filter, stream);
 }
 
 /*
- * es.batch_has(stream, category, type): whether the filter of the projection
- * being applied lets such an event through.
+ * es.batch_has(position, stream, category, type): whether the filter of the
+ * projection being applied lets such an event through.
  */
 Datum
 es_batch_has(PG_FUNCTION_ARGS)
 {
-	PG_RETURN_BOOL(batch_filter == NULL ||
-				   passes(batch_filter, PG_GETARG_TEXT_PP(1), PG_GETARG_TEXT_PP(2)));
+	text	   *stream;
+
+	if (batch_filter == NULL)
+		PG_RETURN_BOOL(true);
+	stream = PG_GETARG_TEXT_PP(1);
+	PG_RETURN_BOOL(es_filter_takes(batch_filter, PG_GETARG_INT64(0), stream,
+								   PG_GETARG_TEXT_PP(2), PG_GETARG_TEXT_PP(3)) &&
+				   !es_filter_is_parked(batch_filter, stream));
 }

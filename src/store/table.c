@@ -37,13 +37,37 @@ forget(Datum arg, Oid relid)
 }
 
 /*
+ * We write rows by the columns that our script gave the table, so a table that
+ * somebody altered is left alone.  Columns that were added and dropped again
+ * do no harm: es_slot_for_writing() leaves them NULL.
+ */
+static void
+check_columns(const EsTable *table, Relation rel)
+{
+	TupleDesc	desc = RelationGetDescr(rel);
+	bool		same = desc->natts >= table->ncolumns;
+
+	for (int i = 0; same && i < desc->natts; i++)
+		same = i < table->ncolumns
+			? TupleDescAttr(desc, i)->atttypid == table->types[i]
+			: TupleDescAttr(desc, i)->attisdropped;
+	if (!same)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("table \"es.%s\" is not as the extension made it",
+						RelationGetRelationName(rel)),
+				 errdetail("Columns were added, dropped or changed."),
+				 errhint("Undo that, and keep what you want to add in a table of your own.")));
+}
+
+/*
  * Learn the indexes of a table.  The new description replaces the old one only
  * when it is complete, so an error on the way costs nothing.
  */
 static void
 build(EsTable *table, Relation rel)
 {
-	MemoryContext context = AllocSetContextCreate(TopMemoryContext, "es table",
+	MemoryContext context = AllocSetContextCreate(CurrentMemoryContext, "es table",
 												  ALLOCSET_SMALL_SIZES);
 	MemoryContext old = MemoryContextSwitchTo(context);
 	List	   *oids = RelationGetIndexList(rel);
@@ -52,6 +76,7 @@ build(EsTable *table, Relation rel)
 	IndexInfo **infos = palloc(sizeof(IndexInfo *) * Max(list_length(oids), 1));
 	ListCell   *cell;
 
+	check_columns(table, rel);
 	foreach(cell, oids)
 	{
 		Relation	index = index_open(lfirst_oid(cell), RowExclusiveLock);
@@ -74,6 +99,7 @@ build(EsTable *table, Relation rel)
 	}
 	else
 		MemoryContextDelete(table->context);
+	MemoryContextSetParent(context, TopMemoryContext);
 	table->context = context;
 	table->nindexes = n;
 	table->indexes = indexes;
@@ -85,6 +111,10 @@ build(EsTable *table, Relation rel)
 /*
  * Open a table and its indexes for writing.  The locks stay until the end of
  * the transaction.
+ *
+ * The descriptions of the indexes are copied for each use, because the access
+ * methods of some (GIN, GiST, BRIN) hang there what they want to keep for the
+ * length of a statement, with pointers into the open index.
  */
 void
 es_writer_open(EsWriter *writer, EsTable *table, Oid relid)
@@ -92,20 +122,29 @@ es_writer_open(EsWriter *writer, EsTable *table, Oid relid)
 	writer->rel = table_open(relid, RowExclusiveLock);
 	if (!table->valid || table->relid != relid)
 		build(table, writer->rel);
+	writer->ncolumns = table->ncolumns;
 	writer->nindexes = table->nindexes;
-	writer->infos = table->infos;
+	writer->infos = palloc(sizeof(IndexInfo) * Max(table->nindexes, 1));
 	writer->indexes = palloc(sizeof(Relation) * Max(table->nindexes, 1));
 	for (int i = 0; i < writer->nindexes; i++)
+	{
 		writer->indexes[i] = index_open(table->indexes[i], RowExclusiveLock);
+		writer->infos[i] = *table->infos[i];
+		writer->infos[i].ii_Context = CurrentMemoryContext;
+	}
 }
 
 void
 es_writer_close(EsWriter *writer)
 {
 	for (int i = 0; i < writer->nindexes; i++)
+	{
+		es_index_insert_cleanup(writer->indexes[i], &writer->infos[i]);
 		index_close(writer->indexes[i], NoLock);
+	}
 	table_close(writer->rel, NoLock);
 	pfree(writer->indexes);
+	pfree(writer->infos);
 }
 
 /*
@@ -116,13 +155,12 @@ static void
 insert_computed_entries(EsWriter *writer, int index,
 						TupleTableSlot **slots, int nslots)
 {
-	IndexInfo  *info = writer->infos[index];
+	IndexInfo  *info = &writer->infos[index];
 	EState	   *estate = CreateExecutorState();
 	ExprContext *context = GetPerTupleExprContext(estate);
 	Datum		values[INDEX_MAX_KEYS];
 	bool		nulls[INDEX_MAX_KEYS];
 
-	info->ii_ExpressionsState = NIL;
 	info->ii_PredicateState = info->ii_Predicate == NIL
 		? NULL : ExecPrepareQual(info->ii_Predicate, estate);
 	for (int i = 0; i < nslots; i++)
@@ -148,7 +186,7 @@ static void
 insert_index_entries(EsWriter *writer, int index,
 					 TupleTableSlot **slots, int nslots)
 {
-	IndexInfo  *info = writer->infos[index];
+	IndexInfo  *info = &writer->infos[index];
 	Datum		values[INDEX_MAX_KEYS];
 	bool		nulls[INDEX_MAX_KEYS];
 
@@ -184,40 +222,62 @@ es_writer_insert(EsWriter *writer, TupleTableSlot **slots, int nslots)
 }
 
 /*
- * Insert one row given by its columns.
+ * An empty slot for rows to insert.  What the caller does not fill in is NULL.
+ */
+TupleTableSlot *
+es_slot_for_writing(const EsWriter *writer)
+{
+	TupleTableSlot *slot = MakeSingleTupleTableSlot(RelationGetDescr(writer->rel),
+													&TTSOpsVirtual);
+
+	memset(slot->tts_isnull, true, slot->tts_tupleDescriptor->natts * sizeof(bool));
+	return slot;
+}
+
+/*
+ * Insert one row given by its columns, as the EsTable counts them.
  */
 void
 es_writer_insert_row(EsWriter *writer, Datum *values, bool *nulls)
 {
-	TupleTableSlot *slot = MakeSingleTupleTableSlot(RelationGetDescr(writer->rel),
-													&TTSOpsVirtual);
-	int			natts = slot->tts_tupleDescriptor->natts;
+	TupleTableSlot *slot = es_slot_for_writing(writer);
 
-	memcpy(slot->tts_values, values, natts * sizeof(Datum));
-	memcpy(slot->tts_isnull, nulls, natts * sizeof(bool));
+	memcpy(slot->tts_values, values, writer->ncolumns * sizeof(Datum));
+	memcpy(slot->tts_isnull, nulls, writer->ncolumns * sizeof(bool));
 	ExecStoreVirtualTuple(slot);
 	es_writer_insert(writer, &slot, 1);
 	ExecDropSingleTupleTableSlot(slot);
 }
 
 /*
- * Find the first row, in the given direction of the index, that matches the
+ * Find the first row, in the given direction of an open index, that matches the
  * keys and is committed at this instant or our own, be it of this command.
- * The caller's lock sees to it that "this instant" is long enough.
+ * The caller's lock sees to it that "this instant" is long enough.  The slot
+ * is of the table's own kind and keeps the row's page pinned.
+ */
+bool
+es_index_find_in(Relation rel, Relation index, ScanKey keys, int nkeys,
+				 ScanDirection direction, TupleTableSlot *slot)
+{
+	IndexScanDesc scan = es_index_beginscan(rel, index, SnapshotSelf, nkeys);
+	bool		found;
+
+	index_rescan(scan, keys, nkeys, NULL, 0);
+	found = index_getnext_slot(scan, direction, slot);
+	index_endscan(scan);
+	return found;
+}
+
+/*
+ * The same, by the index's oid.
  */
 bool
 es_index_find(Relation rel, Oid index, ScanKey keys, int nkeys,
 			  ScanDirection direction, TupleTableSlot *slot)
 {
 	Relation	indexrel = index_open(index, AccessShareLock);
-	IndexScanDesc scan = es_index_beginscan(rel, indexrel, SnapshotSelf, nkeys);
-	bool		found;
+	bool		found = es_index_find_in(rel, indexrel, keys, nkeys, direction, slot);
 
-	index_rescan(scan, keys, nkeys, NULL, 0);
-	found = index_getnext_slot(scan, direction, slot);
-	if (found)
-		ExecMaterializeSlot(slot);
-	index_endscan(scan);
 	index_close(indexrel, NoLock);
 	return found;
 }

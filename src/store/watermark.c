@@ -27,8 +27,9 @@
  *
  * The counter lives in shared memory.  The sequence es.event_position is its
  * durable upper bound, moved a block ahead before any position of the block
- * is used; its WAL record precedes those of the events, so after a crash the
- * counter begins above every position that a client ever saw.
+ * is used and flushed, so after a crash the counter begins above every position
+ * that a client ever saw, also of events that were lost with an asynchronous
+ * commit.
  *
  * Only transactions that appended hold W back.
  *-------------------------------------------------------------------------
@@ -44,9 +45,11 @@
 #include "catalog/pg_type.h"
 #include "commands/sequence.h"
 #include "es.h"
+#include "fault.h"
 #include "funcapi.h"
 #include "guc.h"
 #include "miscadmin.h"
+#include "store/table.h"
 #include "store/wakeup.h"
 #include "store/watermark.h"
 #include "storage/ipc.h"
@@ -96,8 +99,13 @@ static EsStatement write_settled = ES_SQL(
 static EsDatabase *my_database = NULL;
 static Slot *my_slot = NULL;
 
-/* Whether the end of this transaction is news to the workers. */
+/*
+ * Whether the end of this transaction is news to the workers, and whether what
+ * they go by has changed with it.
+ */
 static bool wake = false;
+static bool changed = false;
+static bool timers_changed = false;
 
 static Size
 shmem_size(void)
@@ -138,8 +146,10 @@ es_watermark_shmem_init(void)
 		pg_atomic_init_u32(&d->wanted, 0);
 		pg_atomic_init_u32(&d->served, 0);
 		pg_atomic_init_u32(&d->waiters, 0);
+		pg_atomic_init_u64(&d->changes, 0);
+		pg_atomic_init_u32(&d->watched_changes, 0);
+		pg_atomic_init_u64(&d->timer_changes, 0);
 		ConditionVariableInit(&d->progress);
-		pg_atomic_init_u32(&d->changes, 0);
 		ConditionVariableInit(&d->news);
 	}
 	shared->nslots = MaxBackends;
@@ -176,7 +186,7 @@ find_or_make_database(Oid oid)
 		pg_atomic_write_u32(&d->wanted, 0);
 		pg_atomic_write_u32(&d->served, 0);
 		pg_atomic_write_u32(&d->waiters, 0);
-		pg_atomic_write_u32(&d->changes, 0);
+		pg_atomic_write_u32(&d->watched_changes, 0);
 		d->oid = oid;
 	}
 	LWLockRelease(shared->lock);
@@ -234,18 +244,23 @@ es_databases_wanted(Oid *databases, int max)
 }
 
 /*
- * Say that a database with an entry should have a scheduler, or should not.
+ * Say that a database should have a scheduler, or should not.  Returns whether
+ * it should have had one so far.
  */
-void
+bool
 es_want_database(Oid database, bool wanted)
 {
 	EsDatabase *d;
+	bool		before = false;
 
+	if (wanted)
+		(void) find_or_make_database(database);
 	LWLockAcquire(shared->lock, LW_SHARED);
 	d = find_database(database);
 	if (d != NULL)
-		pg_atomic_write_u32(&d->wanted, wanted ? 1 : 0);
+		before = pg_atomic_exchange_u32(&d->wanted, wanted ? 1 : 0) != 0;
 	LWLockRelease(shared->lock);
+	return before;
 }
 
 /*
@@ -254,8 +269,11 @@ es_want_database(Oid database, bool wanted)
 void
 es_serve_database(bool served)
 {
-	EsDatabase *d = es_database();
+	/* One that found no log shall not take up an entry when it leaves. */
+	EsDatabase *d = served ? es_database() : my_database;
 
+	if (d == NULL)
+		return;
 	if (served)
 		pg_atomic_write_u32(&d->wanted, 1);
 	pg_atomic_write_u32(&d->served, served ? 1 : 0);
@@ -316,6 +334,49 @@ reserved_bound(Oid sequence)
 }
 
 /*
+ * The settled position as the scheduler last wrote it.
+ */
+static int64
+recorded_settled_position(Snapshot snapshot)
+{
+	Relation	rel = table_open(es_catalog()->settled, AccessShareLock);
+	TupleTableSlot *slot = table_slot_create(rel, NULL);
+	TableScanDesc scan = table_beginscan(rel, snapshot, 0, NULL);
+	int64		position = 0;
+
+	if (table_scan_getnextslot(scan, ForwardScanDirection, slot))
+	{
+		bool		isnull;
+
+		position = DatumGetInt64(slot_getattr(slot, 2, &isnull));
+	}
+	table_endscan(scan);
+	ExecDropSingleTupleTableSlot(slot);
+	table_close(rel, AccessShareLock);
+	return position;
+}
+
+/*
+ * The highest position that is in the log or was announced, or 0: what no new
+ * position may be, even where somebody set the sequence back.
+ */
+static int64
+highest_used(void)
+{
+	const EsCatalog *catalog = es_catalog();
+	Relation	rel = table_open(catalog->event, AccessShareLock);
+	TupleTableSlot *slot = table_slot_create(rel, NULL);
+	int64		highest = recorded_settled_position(SnapshotSelf);
+	bool		isnull;
+
+	if (es_index_find(rel, catalog->event_key, NULL, 0, BackwardScanDirection, slot))
+		highest = Max(highest, DatumGetInt64(slot_getattr(slot, 1, &isnull)));
+	ExecDropSingleTupleTableSlot(slot);
+	table_close(rel, AccessShareLock);
+	return highest;
+}
+
+/*
  * Begin the counter behind what the sequence has reserved.  That is needed
  * after a restart, for a log that was created anew, and, as long as nothing
  * was appended through this counter, for one that a restore has just filled.
@@ -323,7 +384,7 @@ reserved_bound(Oid sequence)
 static void
 seed(EsDatabase *d, Oid sequence)
 {
-	int64		bound = reserved_bound(sequence);
+	int64		bound = Max(reserved_bound(sequence), highest_used());
 
 	SpinLockAcquire(&d->mutex);
 	if (d->sequence != sequence || (d->next <= 1 && d->bound < bound))
@@ -360,7 +421,7 @@ try_take(EsDatabase *d, int64 count)
 	int64		first = 0;
 
 	SpinLockAcquire(&d->mutex);
-	if (d->next + count - 1 <= d->bound)
+	if (count <= d->bound - d->next + 1)
 	{
 		first = d->next;
 		if (pg_atomic_read_u64(&my_slot->s.first) == 0)
@@ -372,34 +433,61 @@ try_take(EsDatabase *d, int64 count)
 }
 
 /*
+ * Move the sequence, whose last value was "bound", a block ahead.
+ */
+static int64
+next_block(EsDatabase *d, int64 bound)
+{
+	int64		value = nextval_internal(d->sequence, false);
+
+	if (value <= bound)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("sequence es.event_position is behind the log"),
+				 errdetail("It returned " INT64_FORMAT ", but positions up to " INT64_FORMAT " are used or reserved.",
+						   value, bound),
+				 errhint("Run SELECT setval('es.event_position', " INT64_FORMAT ").",
+						 (bound + BLOCK - 1) / BLOCK * BLOCK)));
+	return value;
+}
+
+/*
  * Let the sequence cover at least "count" more positions.
  *
  * The sequence's lock is taken before ours, so that nothing can make us wait
- * while we hold the LWLock.
+ * while we hold the LWLock.  The counter learns of the new bound when that is
+ * on disk: with synchronous_commit off a commit is seen before it is, and what
+ * a reader has seen must not be handed out again after a crash.  (A sequence
+ * writes WAL once for 32 blocks, so that is a flush for 2048 positions.)
  */
 static void
 extend(EsDatabase *d, int64 count)
 {
+	XLogRecPtr	written = XactLastRecEnd;
+	int64		next;
+	int64		bound;
+
 	LockRelationOid(d->sequence, RowExclusiveLock);
 	LWLockAcquire(d->lock, LW_EXCLUSIVE);
-	while (d->next + count - 1 > d->bound)
+	next = d->next;
+	bound = d->bound;
+	while (count > bound - next + 1)
 	{
-		int64		value = nextval_internal(d->sequence, false);
+		int64		value = next_block(d, bound);
 
-		if (value <= d->bound)
-			ereport(ERROR,
-					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-					 errmsg("sequence es.event_position was moved backwards"),
-					 errdetail("It returned " INT64_FORMAT ", but positions up to " INT64_FORMAT " are reserved.",
-							   value, d->bound),
-					 errhint("Set it to the higher value with setval().")));
-		SpinLockAcquire(&d->mutex);
 		/* A sequence that somebody moved ahead leaves a hole. */
-		if (value - BLOCK > d->bound)
-			d->next = value - BLOCK + 1;
-		d->bound = value;
-		SpinLockRelease(&d->mutex);
+		if (value - BLOCK > bound)
+			next = value - BLOCK + 1;
+		bound = value;
 	}
+	if (XactLastRecEnd > written)
+		XLogFlush(XactLastRecEnd);
+
+	/* Others have taken positions meanwhile, or seed() has found the block. */
+	SpinLockAcquire(&d->mutex);
+	d->next = Max(d->next, next);
+	d->bound = Max(d->bound, bound);
+	SpinLockRelease(&d->mutex);
 	LWLockRelease(d->lock);
 }
 
@@ -419,29 +507,6 @@ es_take_positions(int64 count)
 	while ((first = try_take(d, count)) == 0)
 		extend(d, count);
 	return first;
-}
-
-/*
- * The settled position as the scheduler last wrote it.
- */
-static int64
-recorded_settled_position(void)
-{
-	Relation	rel = table_open(es_catalog()->settled, AccessShareLock);
-	TupleTableSlot *slot = table_slot_create(rel, NULL);
-	TableScanDesc scan = table_beginscan(rel, GetActiveSnapshot(), 0, NULL);
-	int64		position = 0;
-
-	if (table_scan_getnextslot(scan, ForwardScanDirection, slot))
-	{
-		bool		isnull;
-
-		position = DatumGetInt64(slot_getattr(slot, 2, &isnull));
-	}
-	table_endscan(scan);
-	ExecDropSingleTupleTableSlot(slot);
-	table_close(rel, AccessShareLock);
-	return position;
 }
 
 static int64
@@ -477,22 +542,38 @@ int64
 es_settled_position(void)
 {
 	if (RecoveryInProgress() || IsolationUsesXactSnapshot())
-		return recorded_settled_position();
+		return recorded_settled_position(GetActiveSnapshot());
 	return compute_settled(seeded_database());
 }
 
 /*
- * The same for a worker outside a transaction: -1 where the counter has not
- * been seeded yet, which a transaction has to do.
+ * The same for a worker outside a transaction: -1 where the counter is not
+ * that of the log as we know it, which a transaction has to mend.
  */
 int64
 es_settled_peek(void)
 {
 	EsDatabase *d = es_database();
+	const EsCatalog *catalog = es_catalog_cached();
 
-	if (!OidIsValid(d->sequence))
+	if (catalog == NULL || d->sequence != catalog->event_position)
 		return -1;
 	return compute_settled(d);
+}
+
+/*
+ * The highest position handed out so far.
+ */
+int64
+es_last_position(void)
+{
+	EsDatabase *d = seeded_database();
+	int64		last;
+
+	SpinLockAcquire(&d->mutex);
+	last = d->next - 1;
+	SpinLockRelease(&d->mutex);
+	return last;
 }
 
 /*
@@ -519,14 +600,43 @@ es_first_own_position(void)
 }
 
 /*
- * Let the workers look for news when this transaction ends: what they go by
- * has changed.
+ * Let the workers look when this transaction ends: what they go by, such as
+ * the definitions of projections, has changed.
  */
 void
 es_wake_at_commit(void)
 {
 	(void) es_database();
 	wake = true;
+	changed = true;
+}
+
+/*
+ * How often what the workers go by has changed.  Invalidations cannot tell
+ * them: these are sent after the callback that wakes, so that who is quick
+ * would find none and sleep on.
+ */
+uint64
+es_changes(void)
+{
+	return pg_atomic_read_u64(&es_database()->changes);
+}
+
+/*
+ * The same for scheduled commands, which change more often and concern fewer.
+ */
+void
+es_timers_wake_at_commit(void)
+{
+	(void) es_database();
+	wake = true;
+	timers_changed = true;
+}
+
+uint64
+es_timer_changes(void)
+{
+	return pg_atomic_read_u64(&es_database()->timer_changes);
 }
 
 /*
@@ -541,6 +651,12 @@ end_transaction(void)
 		return;
 	wake = false;
 	pg_atomic_write_u64(&my_slot->s.first, 0);
+	if (changed)
+		pg_atomic_fetch_add_u64(&my_database->changes, 1);
+	if (timers_changed)
+		pg_atomic_fetch_add_u64(&my_database->timer_changes, 1);
+	changed = false;
+	timers_changed = false;
 	es_wake_database(MyDatabaseId, false);
 	if (!pg_atomic_read_u32(&my_database->served) &&
 		pg_atomic_exchange_u32(&my_database->wanted, 1) == 0)
@@ -552,16 +668,26 @@ xact_callback(XactEvent event, void *arg)
 {
 	switch (event)
 	{
+		case XACT_EVENT_PRE_COMMIT:
+			if (wake)
+				ES_FAULT("commit.before");
+			break;
 		case XACT_EVENT_COMMIT:
+			if (wake)
+				ES_FAULT("commit.visible");
+			end_transaction();
+			break;
 		case XACT_EVENT_ABORT:
 			end_transaction();
 			break;
 		case XACT_EVENT_PRE_PREPARE:
-			/* COMMIT PREPARED runs no callback that could free the slot. */
-			if (es_first_own_position() != 0)
+			/* COMMIT PREPARED runs no callback that could free and wake. */
+			if (wake)
 				ereport(ERROR,
 						(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-						 errmsg("cannot PREPARE a transaction that has appended events"),
+						 changed || timers_changed
+						 ? errmsg("cannot PREPARE a transaction that has changed what the workers of es go by")
+						 : errmsg("cannot PREPARE a transaction that has appended events"),
 						 errhint("Use COMMIT.")));
 			break;
 		default:

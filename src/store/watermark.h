@@ -25,8 +25,10 @@ typedef struct EsDatabase
 	pg_atomic_uint32 wanted;	/* a scheduler should run here */
 	pg_atomic_uint32 served;	/* a scheduler runs here */
 	pg_atomic_uint32 waiters;	/* sessions in es_wait() */
+	pg_atomic_uint64 changes;	/* of what the workers go by */
+	pg_atomic_uint64 timer_changes; /* of scheduled commands */
 	ConditionVariable progress; /* told when a projection has applied */
-	pg_atomic_uint32 changes;	/* watched read models have changed */
+	pg_atomic_uint32 watched_changes;	/* watched read models have changed */
 	ConditionVariable news;		/* told when the settled position has moved */
 } EsDatabase;
 
@@ -36,16 +38,20 @@ extern void es_watermark_init(void);
 
 extern EsDatabase *es_database(void);
 extern int	es_databases_wanted(Oid *databases, int max);
-extern void es_want_database(Oid database, bool wanted);
+extern bool es_want_database(Oid database, bool wanted);
 extern void es_serve_database(bool served);
 extern bool es_database_is_served(Oid database);
 extern void es_forget_database(Oid database);
 
 extern int64 es_take_positions(int64 count);
+extern int64 es_last_position(void);
 extern int64 es_settled_position(void);
 extern int64 es_settled_peek(void);
 extern void es_settled_record(int64 position);
 extern int64 es_first_own_position(void);
 extern void es_wake_at_commit(void);
+extern uint64 es_changes(void);
+extern void es_timers_wake_at_commit(void);
+extern uint64 es_timer_changes(void);
 
 #endif							/* ES_STORE_WATERMARK_H */

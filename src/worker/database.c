@@ -10,18 +10,32 @@
  */
 #include "postgres.h"
 
+#include "access/htup_details.h"
+#include "catalog/pg_authid.h"
+#include "catalog/pg_database.h"
 #include "commands/dbcommands.h"
 #include "commands/defrem.h"
 #include "es.h"
 #include "miscadmin.h"
 #include "nodes/parsenodes.h"
+#include "storage/ipc.h"
 #include "store/wakeup.h"
 #include "store/watermark.h"
 #include "tcop/utility.h"
+#include "utils/syscache.h"
 #include "worker/database.h"
 #include "worker/shell.h"
 
 static ProcessUtility_hook_type previous_hook = NULL;
+
+/*
+ * What a command that runs with the database for itself has to undo.
+ */
+typedef struct Alone
+{
+	Oid			database;
+	bool		wanted;			/* it should have workers again */
+} Alone;
 
 static const char *
 string_option(List *options, const char *name)
@@ -44,12 +58,15 @@ string_option(List *options, const char *name)
 static const char *
 database_wanted_alone(Node *statement)
 {
+	const char *template;
+
 	switch (nodeTag(statement))
 	{
 		case T_DropdbStmt:
 			return ((DropdbStmt *) statement)->dbname;
 		case T_CreatedbStmt:
-			return string_option(((CreatedbStmt *) statement)->options, "template");
+			template = string_option(((CreatedbStmt *) statement)->options, "template");
+			return template ? template : "template1";
 		case T_RenameStmt:
 			return ((RenameStmt *) statement)->renameType == OBJECT_DATABASE
 				? ((RenameStmt *) statement)->subname : NULL;
@@ -61,6 +78,57 @@ database_wanted_alone(Node *statement)
 	}
 }
 
+static bool
+may_create_databases(void)
+{
+	HeapTuple	tuple;
+	bool		may;
+
+	if (superuser())
+		return true;
+	tuple = SearchSysCache1(AUTHOID, ObjectIdGetDatum(GetUserId()));
+	if (!HeapTupleIsValid(tuple))
+		return false;
+	may = ((Form_pg_authid) GETSTRUCT(tuple))->rolcreatedb;
+	ReleaseSysCache(tuple);
+	return may;
+}
+
+/*
+ * Whether the current user may have a database for itself: who owns it, and
+ * to copy a template everybody who may create databases.
+ */
+static bool
+may_have_alone(Node *statement, Oid database)
+{
+	HeapTuple	tuple;
+	bool		is_template;
+
+	if (es_owns_database(database))
+		return true;
+	if (!IsA(statement, CreatedbStmt) || !may_create_databases())
+		return false;
+	tuple = SearchSysCache1(DATABASEOID, ObjectIdGetDatum(database));
+	if (!HeapTupleIsValid(tuple))
+		return false;
+	is_template = ((Form_pg_database) GETSTRUCT(tuple))->datistemplate;
+	ReleaseSysCache(tuple);
+	return is_template;
+}
+
+/*
+ * Let workers into the database again.
+ */
+static void
+allow_workers(int code, Datum arg)
+{
+	Alone	   *alone = (Alone *) DatumGetPointer(arg);
+
+	if (alone->wanted)
+		(void) es_want_database(alone->database, true);
+	es_wake_launcher();
+}
+
 /*
  * Run a command on a database without workers in it.
  */
@@ -70,28 +138,23 @@ run_alone(Oid database, PlannedStmt *pstmt, const char *queryString,
 		  ParamListInfo params, QueryEnvironment *queryEnv,
 		  DestReceiver *dest, QueryCompletion *qc)
 {
-	bool		served = es_database_is_served(database);
+	Alone		alone = {database, es_want_database(database, false)};
 
-	es_want_database(database, false);
-	es_workers_stop(database);
-	PG_TRY();
+	/* The session may be cancelled or terminated while it waits. */
+	PG_ENSURE_ERROR_CLEANUP(allow_workers, PointerGetDatum(&alone));
 	{
+		/* A worker that is only looking for a log has not asked for one yet. */
+		if (es_workers_stop(database))
+			alone.wanted = true;
 		previous_hook(pstmt, queryString, readOnlyTree, context, params,
 					  queryEnv, dest, qc);
 	}
-	PG_CATCH();
-	{
-		es_want_database(database, served);
-		es_wake_launcher();
-		PG_RE_THROW();
-	}
-	PG_END_TRY();
+	PG_END_ENSURE_ERROR_CLEANUP(allow_workers, PointerGetDatum(&alone));
 
 	if (IsA(pstmt->utilityStmt, DropdbStmt))
 		es_forget_database(database);
 	else
-		es_want_database(database, served);
-	es_wake_launcher();
+		allow_workers(0, PointerGetDatum(&alone));
 }
 
 static void
@@ -104,7 +167,7 @@ process_utility(PlannedStmt *pstmt, const char *queryString,
 	Oid			database = name ? get_database_oid(name, true) : InvalidOid;
 
 	/* Whoever has no right to it shall not disturb the workers either. */
-	if (OidIsValid(database) && es_owns_database(database))
+	if (OidIsValid(database) && may_have_alone(pstmt->utilityStmt, database))
 		run_alone(database, pstmt, queryString, readOnlyTree, context, params,
 				  queryEnv, dest, qc);
 	else

@@ -16,6 +16,7 @@
 #include "access/xact.h"
 #include "catalog/pg_database.h"
 #include "es.h"
+#include "fault.h"
 #include "fmgr.h"
 #include "guc.h"
 #include "miscadmin.h"
@@ -28,6 +29,9 @@
 #include "worker/shell.h"
 
 extern PGDLLEXPORT void es_launcher_main(Datum arg);
+
+/* While there are databases to look into, the launcher looks round this often. */
+#define PROBE_MS	1000
 
 /* Databases still to be looked into, and the one that is. */
 static List *to_probe = NIL;
@@ -71,13 +75,14 @@ list_databases(void)
 }
 
 /*
- * Let a scheduler look into the next database, one at a time.
+ * Let a scheduler look into the next database, one at a time.  Where there is
+ * no room for it now, the database stays on the list.
  */
 static void
 probe(void)
 {
 	if (OidIsValid(probing) &&
-		es_worker_exists(ES_SCHEDULER, probing, InvalidOid) &&
+		es_worker_exists(ES_SCHEDULER, probing, InvalidOid, 0) &&
 		!es_database_is_served(probing))
 		return;
 	probing = InvalidOid;
@@ -85,9 +90,11 @@ probe(void)
 	{
 		Oid			database = linitial_oid(to_probe);
 
-		to_probe = list_delete_first(to_probe);
-		if (es_worker_start(ES_SCHEDULER, database, InvalidOid))
+		if (es_worker_start(ES_SCHEDULER, database, InvalidOid, 0))
 			probing = database;
+		else if (!es_worker_exists(ES_SCHEDULER, database, InvalidOid, 0))
+			break;
+		to_probe = list_delete_first(to_probe);
 	}
 }
 
@@ -102,10 +109,11 @@ start_wanted(void)
 	long		timeout = ES_HEARTBEAT_MS;
 
 	for (int i = 0; i < n; i++)
-		if (!es_worker_exists(ES_SCHEDULER, databases[i], InvalidOid) &&
-			es_restart_due(&restarts, ES_SCHEDULER, databases[i], &timeout))
+		if (!es_worker_exists(ES_SCHEDULER, databases[i], InvalidOid, 0) &&
+			es_restart_due(&restarts, ES_SCHEDULER, databases[i], InvalidOid, 0,
+						   &timeout))
 		{
-			(void) es_worker_start(ES_SCHEDULER, databases[i], InvalidOid);
+			(void) es_worker_start(ES_SCHEDULER, databases[i], InvalidOid, 0);
 			/* Should it not come up, nobody else tells us. */
 			timeout = Min(timeout, 1000);
 		}
@@ -125,10 +133,13 @@ es_launcher_main(Datum arg)
 	{
 		long		timeout;
 
+		ES_FAULT("launcher.round");
 		es_workers_reap(ES_SCHEDULER, InvalidOid);
 		probe();
 		timeout = start_wanted();
-		es_worker_sleep(OidIsValid(probing) ? Min(timeout, 1000) : timeout);
+		if (OidIsValid(probing) || to_probe != NIL)
+			timeout = Min(timeout, PROBE_MS);
+		es_worker_sleep(timeout);
 	}
 }
 

@@ -1,23 +1,37 @@
 /*-------------------------------------------------------------------------
  * projector.c
- *	  The process that applies the projections of one role.
+ *	  The process that applies the projections of one role, and submits its
+ *	  scheduled commands (timer.c).
  *
  * It is connected as that role, so the SQL of a projection has the rights of a
  * session of its owner and no others.  It owns the transactions: one for each
  * batch, READ COMMITTED, committed with es.projector_synchronous_commit.
+ *
+ * A role can have several of these processes.  They share the partitions out
+ * by their rank among those that run, some for what is served and some for
+ * what catches up or is rebuilt, so that the first does not wait for the
+ * second; a process that has both goes round, and gives the second no more
+ * than a slice of time between two batches of the first.  While a process
+ * comes or goes two can think that a partition is theirs: the lock on the
+ * checkpoint sees to it that one of them applies it at a time.
  *-------------------------------------------------------------------------
  */
 #include "postgres.h"
 
 #include "access/xact.h"
+#include "catalog.h"
 #include "es.h"
+#include "fault.h"
 #include "fmgr.h"
 #include "guc.h"
 #include "miscadmin.h"
 #include "pgstat.h"
 #include "postmaster/bgworker.h"
 #include "projection/apply.h"
+#include "projection/rebuild.h"
 #include "projection/registry.h"
+#include "projection/poison.h"
+#include "projection/run.h"
 #include "storage/ipc.h"
 #include "storage/latch.h"
 #include "store/watermark.h"
@@ -25,6 +39,7 @@
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
 #include "worker/shell.h"
+#include "worker/timer.h"
 
 extern PGDLLEXPORT void es_projector_main(Datum arg);
 
@@ -34,17 +49,43 @@ extern PGDLLEXPORT void es_projector_main(Datum arg);
 static struct
 {
 	Oid			owner;
+	Oid			user;			/* the owner, or the role its settings name */
+	char	   *role;			/* the setting that makes it so */
 	List	   *projections;
 	MemoryContext projections_context;
 	uint64		generation;		/* of the definitions as we know them */
+	uint64		turn;			/* counts slices of what is far behind */
 	MemoryContext batch_context;	/* reset after every batch */
 } state;
+
+/* What is far behind gets this much time at once where others wait. */
+#define SLICE_MS		50
+#define LEAST_SLICE		500
+
+/* How long to leave a checkpoint alone that somebody else holds. */
+#define BUSY_MS			20
+
+/*
+ * Be who we were when the session began, whatever user SQL has left behind.
+ */
+static void
+restore_user(void)
+{
+	if (GetUserId() == state.user)
+		return;
+	(void) set_config_option("session_authorization", NULL,
+							 PGC_USERSET, PGC_S_SESSION,
+							 GUC_ACTION_SET, true, 0, false);
+	(void) set_config_option("role", state.role, PGC_USERSET, PGC_S_SESSION,
+							 GUC_ACTION_SET, true, 0, false);
+}
 
 static void
 begin_transaction(void)
 {
 	SetCurrentStatementStartTimestamp();
 	StartTransactionCommand();
+	restore_user();
 	/* Whatever user SQL has set for the session. */
 	XactIsoLevel = XACT_READ_COMMITTED;
 	XactReadOnly = false;
@@ -59,57 +100,218 @@ commit(void)
 }
 
 /*
- * Learn the projections anew where their definitions may have changed.
+ * Keep what was learnt by applying a projection when its definition is read
+ * anew.
+ */
+static void
+carry_over(List *old, EsProjection *p)
+{
+	ListCell   *cell;
+
+	foreach(cell, old)
+	{
+		EsProjection *o = (EsProjection *) lfirst(cell);
+
+		if (strcmp(o->name, p->name) != 0 || o->partition != p->partition ||
+			o->rebuild != p->rebuild)
+			continue;
+		p->suspect_to = o->suspect_to;
+		p->fill_first = o->fill_first;
+		p->collisions = o->collisions;
+		p->served_at = o->served_at;
+		p->turn = o->turn;
+		p->slice = o->slice;
+	}
+}
+
+/*
+ * Learn the projections anew.
+ */
+static void
+learn(void)
+{
+	MemoryContext context = AllocSetContextCreate(TopMemoryContext,
+												  "es projections",
+												  ALLOCSET_DEFAULT_SIZES);
+	uint64		generation = es_projections_generation();
+	MemoryContext old = MemoryContextSwitchTo(context);
+	List	   *projections = es_projections_of(state.owner);
+	ListCell   *cell;
+
+	MemoryContextSwitchTo(old);
+	foreach(cell, projections)
+		carry_over(state.projections, (EsProjection *) lfirst(cell));
+	foreach(cell, state.projections)
+		es_projection_forget_plan((EsProjection *) lfirst(cell));
+	if (state.projections_context)
+		MemoryContextDelete(state.projections_context);
+	state.projections = projections;
+	state.projections_context = context;
+	state.generation = generation;
+}
+
+static bool
+is_heavy(const EsProjection *p)
+{
+	return p->rebuild > 0 || p->catching_up;
+}
+
+/*
+ * Mark this worker's share of the partitions.
+ */
+static void
+take_share(void)
+{
+	int			workers;
+	int			rank = es_worker_rank(&workers);
+	int			heavy = 0;
+	int			seen[2] = {0, 0};
+	ListCell   *cell;
+
+	foreach(cell, state.projections)
+		heavy += is_heavy((EsProjection *) lfirst(cell)) ? 1 : 0;
+	/* So many workers are for these, but one for the others, if there are any. */
+	heavy = Min(heavy, workers - (heavy < list_length(state.projections) ? 1 : 0));
+	foreach(cell, state.projections)
+	{
+		EsProjection *p = (EsProjection *) lfirst(cell);
+		int			i = seen[is_heavy(p) ? 1 : 0]++;
+
+		if (is_heavy(p) && heavy > 0)
+			p->mine = rank == workers - heavy + i % heavy;
+		else
+			p->mine = rank == i % (workers - heavy);
+	}
+}
+
+/*
+ * Bring up to date what this worker has to apply: nothing, where the
+ * extension is gone.
  */
 static void
 refresh(void)
 {
-	ListCell   *cell;
-
 	begin_transaction();
-	if (state.generation != es_projections_generation())
-	{
-		MemoryContext old;
-
-		PushActiveSnapshot(GetTransactionSnapshot());
-		foreach(cell, state.projections)
-			es_projection_forget_plan((EsProjection *) lfirst(cell));
+	if (es_catalog_if_exists() == NULL)
 		state.projections = NIL;
-		MemoryContextReset(state.projections_context);
-		state.generation = es_projections_generation();
-		old = MemoryContextSwitchTo(state.projections_context);
-		state.projections = es_projections_of(state.owner);
-		MemoryContextSwitchTo(old);
+	else if (state.generation != es_projections_generation())
+	{
+		PushActiveSnapshot(GetTransactionSnapshot());
+		learn();
 		PopActiveSnapshot();
 	}
 	commit();
+	take_share();
 }
 
 /*
- * The projection that has events to apply and was not served for longest; or
- * NULL, and how long to sleep.
+ * How urgent it is to serve a projection, 0 most: one that is nearly caught up
+ * comes before the next slice of one that is not, but only once.
+ */
+static int
+urgency(const EsProjection *p, int64 settled)
+{
+	int			batch = p->batch_size > 0 ? p->batch_size : es_batch_size;
+
+	if (is_heavy(p) || settled - p->position > batch)
+		return 1;
+	return p->turn < state.turn ? 0 : 2;
+}
+
+static bool
+has_work(const EsProjection *p, int64 settled)
+{
+	if (p->rebuild > 0)
+		return es_rebuild_has_work(p, settled);
+	/* Without a settled position, only a transaction can tell. */
+	return settled < 0 || p->position < settled;
+}
+
+/*
+ * The projection to serve next, the most urgent and then the one that was not
+ * served for longest; or NULL, and how long to sleep.
  */
 static EsProjection *
 next_projection(long *timeout)
 {
 	int64		settled = es_settled_peek();
-	TimestampTz now = GetCurrentTimestamp();
 	EsProjection *next = NULL;
+	int			next_urgency = 0;
 	ListCell   *cell;
 
 	*timeout = ES_HEARTBEAT_MS;
 	foreach(cell, state.projections)
 	{
 		EsProjection *p = (EsProjection *) lfirst(cell);
+		int			u = urgency(p, settled);
+		long		ms = es_worker_ms_left(p->retry_at, ES_HEARTBEAT_MS);
 
-		if (settled >= 0 && p->position >= settled)
+		if (!p->mine || !has_work(p, settled))
 			continue;
-		if (p->retry_at > now)
-			*timeout = Min(*timeout, es_worker_ms_until(p->retry_at));
-		else if (next == NULL || p->served_at < next->served_at)
+		if (ms > 0)
+			*timeout = Min(*timeout, ms);
+		else if (next == NULL || u < next_urgency ||
+				 (u == next_urgency && p->served_at < next->served_at))
+		{
 			next = p;
+			next_urgency = u;
+		}
+	}
+	if (next != NULL)
+	{
+		if (next_urgency == 1)
+			state.turn++;
+		next->turn = state.turn;
 	}
 	return next;
+}
+
+/*
+ * Whether this worker has anything else to do.
+ */
+static bool
+has_others(const EsProjection *p)
+{
+	ListCell   *cell;
+
+	foreach(cell, state.projections)
+	{
+		const EsProjection *other = (const EsProjection *) lfirst(cell);
+
+		if (other != p && other->mine)
+			return true;
+	}
+	return false;
+}
+
+/*
+ * Say in pg_stat_activity what is applied.
+ */
+static void
+report(const EsProjection *p)
+{
+	int64		lag = Max(es_settled_peek() - p->position, 0);
+
+	pgstat_report_activity(STATE_RUNNING,
+						   psprintf("es projector: %s%s, %s events behind",
+									p->rebuild > 0 ? "rebuilding " : "", p->name,
+									es_worker_number(lag)));
+}
+
+/*
+ * The same when there is nothing to apply.
+ */
+static void
+report_idle(void)
+{
+	int			stopped = 0;
+	ListCell   *cell;
+
+	foreach(cell, state.projections)
+		stopped += ((EsProjection *) lfirst(cell))->retries > 0 ? 1 : 0;
+	es_worker_report_idle(stopped > 0
+						  ? psprintf("es projector: %d stopped, see es_projections", stopped)
+						  : "es projector: caught up");
 }
 
 /*
@@ -136,16 +338,47 @@ apply(EsProjection *p)
 	begin_transaction();
 	/* SPI asks for one; each statement takes a newer one of its own. */
 	PushActiveSnapshot(GetTransactionSnapshot());
-	applied = es_projection_apply(p);
+	applied = p->rebuild > 0 ? es_rebuild_step(p) : es_projection_apply(p);
 	PopActiveSnapshot();
+	/* A saga's events are announced, so they must not be lost again. */
+	if (es_first_own_position() != 0)
+		es_worker_commit_durably();
 	commit();
-	if (applied == ES_APPLIED)
+	ES_FAULT("projector.committed");
+	switch (applied)
 	{
-		es_projection_applied(p);
-		ConditionVariableBroadcast(&es_database()->progress);
+		case ES_APPLIED:
+			es_projection_applied(p);
+			ConditionVariableBroadcast(&es_database()->progress);
+			break;
+		case ES_CAUGHT_UP:
+			break;
+		case ES_BUSY:
+			p->retry_at = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), BUSY_MS);
+			break;
+		case ES_STALE:
+			state.generation = 0;
+			break;
+		case ES_STEPPED:
+			ConditionVariableBroadcast(&es_database()->progress);
+			state.generation = 0;
+			break;
 	}
-	else if (applied == ES_GONE)
-		state.generation = 0;
+}
+
+/*
+ * Make the next slice of a projection that is far behind as large as the time
+ * that this one took allows.
+ */
+static void
+adapt_slice(EsProjection *p)
+{
+	long		ms = TimestampDifferenceMilliseconds(p->served_at, GetCurrentTimestamp());
+	double		factor = SLICE_MS / (double) Max(ms, 1);
+
+	/* Only a full slice says how much fits in. */
+	if (p->attempt_to - p->attempt_after >= p->slice || factor < 1)
+		p->slice = (int) Max(LEAST_SLICE, Min(p->slice * Min(factor, 4), es_max_batch_size));
 }
 
 /*
@@ -157,7 +390,10 @@ apply_safely(EsProjection *p)
 	ErrorData  *volatile error = NULL;
 
 	p->served_at = GetCurrentTimestamp();
-	pgstat_report_activity(STATE_RUNNING, p->name);
+	if (p->slice == 0)
+		p->slice = es_batch_size;
+	p->limit = is_heavy(p) && has_others(p) ? p->slice : 0;
+	report(p);
 	PG_TRY();
 	{
 		apply(p);
@@ -168,7 +404,7 @@ apply_safely(EsProjection *p)
 		HOLD_INTERRUPTS();
 		error = CopyErrorData();
 		FlushErrorState();
-		AbortCurrentTransaction();
+		AbortOutOfAnyTransaction();
 		MemoryContextSwitchTo(state.batch_context);
 		RESUME_INTERRUPTS();
 	}
@@ -178,6 +414,8 @@ apply_safely(EsProjection *p)
 		fail(p, error);
 		ConditionVariableBroadcast(&es_database()->progress);
 	}
+	else if (p->limit > 0)
+		adapt_slice(p);
 	pgstat_report_stat(true);
 }
 
@@ -210,6 +448,7 @@ apply_all(long *timeout)
 	while ((p = next_projection(timeout)) != NULL)
 	{
 		apply_safely(p);
+		es_timers_run(state.owner, state.batch_context);
 		any = true;
 		MemoryContextReset(state.batch_context);
 		CHECK_FOR_INTERRUPTS();
@@ -226,8 +465,9 @@ apply_all(long *timeout)
 static void
 let_events_gather(TimestampTz round_began)
 {
-	long		ms = es_worker_ms_until(TimestampTzPlusMilliseconds(round_began,
-																	es_batch_interval));
+	long		ms = es_worker_ms_left(TimestampTzPlusMilliseconds(round_began,
+																   es_batch_interval),
+									   es_batch_interval);
 
 	if (ms <= 0 || pg_atomic_read_u32(&es_database()->waiters) > 0)
 		return;
@@ -241,11 +481,11 @@ begin(Datum arg)
 	Oid			database = es_worker_begin(ES_PROJECTOR, arg, &state.owner);
 
 	BackgroundWorkerInitializeConnectionByOid(database, state.owner, ES_WORKER_FLAGS);
+	state.user = GetUserId();
+	state.role = MemoryContextStrdup(TopMemoryContext,
+									 GetConfigOption("role", false, false));
 	es_worker_set_defaults();
 	SetConfigOption("application_name", "es projector", PGC_USERSET, PGC_S_SESSION);
-	state.projections_context = AllocSetContextCreate(TopMemoryContext,
-													  "es projections",
-													  ALLOCSET_DEFAULT_SIZES);
 	state.batch_context = AllocSetContextCreate(TopMemoryContext, "es batch",
 												ALLOCSET_DEFAULT_SIZES);
 	MemoryContextSwitchTo(state.batch_context);
@@ -264,14 +504,16 @@ es_projector_main(Datum arg)
 		es_worker_listen(true);
 		set_synchronous_commit();
 		refresh();
-		if (es_worker_should_stop() || state.projections == NIL)
+		es_timers_run(state.owner, state.batch_context);
+		if (es_worker_should_stop() ||
+			(state.projections == NIL && !es_timers_wanted()))
 			break;
 		if (apply_all(&timeout))
 			let_events_gather(round_began);
 		else
 		{
-			es_worker_report(NULL);
-			es_worker_sleep(timeout);
+			report_idle();
+			es_worker_sleep(Min(timeout, es_timers_timeout()));
 		}
 	}
 	proc_exit(0);

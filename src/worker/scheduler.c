@@ -10,9 +10,11 @@
 
 #include "access/xact.h"
 #include "catalog.h"
+#include "command/schedule.h"
 #include "es.h"
 #include "fanout/change.h"
 #include "fanout/notify.h"
+#include "fault.h"
 #include "fmgr.h"
 #include "guc.h"
 #include "miscadmin.h"
@@ -20,6 +22,7 @@
 #include "postmaster/bgworker.h"
 #include "projection/registry.h"
 #include "storage/ipc.h"
+#include "store/dedup.h"
 #include "store/identity.h"
 #include "store/watermark.h"
 #include "utils/guc.h"
@@ -33,6 +36,14 @@ extern PGDLLEXPORT void es_scheduler_main(Datum arg);
 #define ANNOUNCE_RETRY_MS	1000
 
 /*
+ * Old command ids are looked for so often, and forgotten so many at a time
+ * with a pause between.
+ */
+#define PRUNE_MS			60000
+#define PRUNE_STEP			1000
+#define PRUNE_PAUSE_MS		100
+
+/*
  * A session that waits for a synchronous standby in a commit that notifies
  * holds the lock of all notifiers, and we do not wait for it longer than that.
  */
@@ -43,15 +54,48 @@ extern PGDLLEXPORT void es_scheduler_main(Datum arg);
  */
 static struct
 {
+	Oid			log;			/* es.event, as long as it is the same */
 	int64		recorded;		/* the settled position last written down */
 	int64		announced;		/* and last announced; -1 before we know */
 	TimestampTz published_at;
 	TimestampTz announce_at;	/* not before then; set where it failed */
 	uint64		generation;		/* of the projections as we know them */
-	List	   *owners;			/* roles that need a projector */
+	List	   *owners;			/* EsOwner: roles that need projectors */
 	MemoryContext owners_context;
 	List	   *restarts;		/* when projectors were started */
+	uint64		timer_changes;	/* as of when the next two were read */
+	TimestampTz next_timer;		/* when one is due that is not yet */
+	List	   *timer_owners;	/* roles that have one due */
+	TimestampTz prune_at;		/* when to forget old command ids */
+	int			retention;		/* that they were last forgotten by */
 } state;
+
+/*
+ * Who has a scheduled command due needs a projector, too.
+ */
+static void
+add_timer_owners(void)
+{
+	ListCell   *cell;
+
+	foreach(cell, state.timer_owners)
+	{
+		Oid			role = lfirst_oid(cell);
+		bool		found = false;
+		ListCell   *other;
+
+		foreach(other, state.owners)
+			found = found || ((EsOwner *) lfirst(other))->role == role;
+		if (!found)
+		{
+			EsOwner    *owner = palloc0(sizeof(EsOwner));
+
+			owner->role = role;
+			owner->processes = 1;
+			state.owners = lappend(state.owners, owner);
+		}
+	}
+}
 
 /*
  * Learn who needs a projector: nobody, while the database is a copy that was
@@ -64,11 +108,44 @@ learn_owners(void)
 
 	MemoryContextReset(state.owners_context);
 	state.owners = NIL;
+	state.timer_owners = NIL;
+	state.next_timer = DT_NOEND;
 	if (!es_identity_active())
 		return;
 	old = MemoryContextSwitchTo(state.owners_context);
 	state.owners = es_projection_owners();
+	state.timer_owners = es_timer_owners(&state.next_timer);
+	add_timer_owners();
 	MemoryContextSwitchTo(old);
+}
+
+/*
+ * Whether to look at the timers: they have changed, or one is or was due.
+ */
+static bool
+timers_may_have_changed(void)
+{
+	uint64		changes = es_timer_changes();
+	bool		may = changes != state.timer_changes || state.timer_owners != NIL ||
+		state.next_timer <= GetCurrentTimestamp();
+
+	state.timer_changes = changes;
+	return may;
+}
+
+/*
+ * A log that is new to us, be it that the extension was created again, has
+ * nothing announced.  Its counter begins here where nobody has used it yet.
+ */
+static void
+meet_log(Oid log)
+{
+	if (state.log == log)
+		return;
+	state.log = log;
+	state.recorded = 0;
+	state.announced = -1;
+	(void) es_settled_position();
 }
 
 /*
@@ -84,7 +161,10 @@ refresh(void)
 	StartTransactionCommand();
 	PushActiveSnapshot(GetTransactionSnapshot());
 	installed = es_catalog_if_exists() != NULL;
-	if (installed && state.generation != es_projections_generation())
+	if (installed)
+		meet_log(es_catalog()->event);
+	if (installed && (timers_may_have_changed() ||
+					  state.generation != es_projections_generation()))
 	{
 		state.generation = es_projections_generation();
 		learn_owners();
@@ -126,7 +206,9 @@ publish_in_transaction(int64 settled, bool announce)
 			es_changes_announce(!active);
 	}
 	PopActiveSnapshot();
+	ES_FAULT("scheduler.settled");
 	CommitTransactionCommand();
+	ES_FAULT("scheduler.announced");
 	state.recorded = Max(state.recorded, settled);
 	if (announce)
 		state.announced = Max(state.announced, settled);
@@ -164,7 +246,7 @@ publish(int64 settled)
 	MemoryContext context = CurrentMemoryContext;
 	ErrorData  *volatile error = NULL;
 
-	if (state.announce_at > GetCurrentTimestamp())
+	if (es_worker_ms_left(state.announce_at, ANNOUNCE_RETRY_MS) > 0)
 		publish_in_transaction(settled, false);
 	else
 	{
@@ -222,9 +304,9 @@ announce(void)
 	if (settled <= state.announced && !es_changes_pending())
 		return ES_HEARTBEAT_MS;
 	/* Where it failed, and there is nothing new to write down meanwhile. */
-	if (settled <= state.recorded)
-		when = Max(when, state.announce_at);
-	ms = es_worker_ms_until(when);
+	ms = es_worker_ms_left(state.announce_at, ANNOUNCE_RETRY_MS);
+	if (settled > state.recorded || ms == 0)
+		ms = es_worker_ms_left(when, es_notify_interval);
 	if (ms > 0)
 	{
 		/* Until then nobody needs to wake us. */
@@ -236,7 +318,80 @@ announce(void)
 }
 
 /*
- * Start the projectors that are missing.  Returns how long to sleep.
+ * Start the missing ones of an owner's projectors.  Returns how long to sleep.
+ */
+static long
+start_those_of(Oid owner, int processes)
+{
+	long		timeout = ES_HEARTBEAT_MS;
+
+	for (int i = 0; i < processes; i++)
+		if (!es_worker_exists(ES_PROJECTOR, MyDatabaseId, owner, i) &&
+			es_restart_due(&state.restarts, ES_PROJECTOR, MyDatabaseId, owner, i,
+						   &timeout))
+		{
+			(void) es_worker_start(ES_PROJECTOR, MyDatabaseId, owner, i);
+			timeout = Min(timeout, 1000);
+		}
+	return timeout;
+}
+
+/*
+ * Forget when the projectors were started that are not needed any more, so
+ * that they start at once when they are.
+ */
+static void
+forget_unneeded(void)
+{
+	for (int i = list_length(state.restarts) - 1; i >= 0; i--)
+	{
+		EsRestart  *r = (EsRestart *) list_nth(state.restarts, i);
+		bool		needed = false;
+		ListCell   *cell;
+
+		foreach(cell, state.owners)
+		{
+			EsOwner    *owner = (EsOwner *) lfirst(cell);
+
+			needed = needed || (owner->role == r->key && r->number < owner->granted);
+		}
+		if (!needed && r->failures == 0)
+			es_restart_forget(&state.restarts, r->key, r->number);
+	}
+}
+
+/*
+ * Share es.max_projectors out: each owner gets one, and the rest goes round
+ * among those who have work for more.
+ */
+static void
+grant_processes(void)
+{
+	int			left = es_max_projectors - list_length(state.owners);
+	bool		any = true;
+	ListCell   *cell;
+
+	foreach(cell, state.owners)
+		((EsOwner *) lfirst(cell))->granted = 1;
+	while (left > 0 && any)
+	{
+		any = false;
+		foreach(cell, state.owners)
+		{
+			EsOwner    *owner = (EsOwner *) lfirst(cell);
+
+			if (left == 0 || owner->granted >= owner->processes)
+				continue;
+			owner->granted++;
+			left--;
+			any = true;
+		}
+	}
+}
+
+/*
+ * Start the projectors that are missing and dismiss those that are too many.
+ * Returns how long to sleep.
  */
 static long
 start_projectors(void)
@@ -245,18 +400,41 @@ start_projectors(void)
 	ListCell   *cell;
 
 	es_workers_reap(ES_PROJECTOR, MyDatabaseId);
+	grant_processes();
+	forget_unneeded();
 	foreach(cell, state.owners)
 	{
-		Oid			owner = lfirst_oid(cell);
+		EsOwner    *owner = (EsOwner *) lfirst(cell);
 
-		if (!es_worker_exists(ES_PROJECTOR, MyDatabaseId, owner) &&
-			es_restart_due(&state.restarts, ES_PROJECTOR, owner, &timeout))
-		{
-			(void) es_worker_start(ES_PROJECTOR, MyDatabaseId, owner);
-			timeout = Min(timeout, 1000);
-		}
+		es_workers_dismiss(ES_PROJECTOR, MyDatabaseId, owner->role, owner->granted);
+		timeout = Min(timeout, start_those_of(owner->role, owner->granted));
 	}
 	return timeout;
+}
+
+/*
+ * Forget old command ids, a few at a time.  Returns how long to sleep before
+ * there may be more.
+ */
+static long
+prune(void)
+{
+	TimestampTz now = GetCurrentTimestamp();
+	int64		n;
+
+	if (es_worker_ms_left(state.prune_at, PRUNE_MS) > 0 &&
+		state.retention == es_command_retention)
+		return es_worker_ms_until(state.prune_at);
+	SetCurrentStatementStartTimestamp();
+	StartTransactionCommand();
+	PushActiveSnapshot(GetTransactionSnapshot());
+	n = es_dedup_prune(PRUNE_STEP);
+	PopActiveSnapshot();
+	CommitTransactionCommand();
+	pgstat_report_stat(true);
+	state.retention = es_command_retention;
+	state.prune_at = TimestampTzPlusMilliseconds(now, n < PRUNE_STEP ? PRUNE_MS : PRUNE_PAUSE_MS);
+	return es_worker_ms_until(state.prune_at);
 }
 
 /*
@@ -270,12 +448,11 @@ begin(Datum arg)
 	BackgroundWorkerInitializeConnectionByOid(database, InvalidOid, 0);
 	es_worker_set_defaults();
 	SetConfigOption("synchronous_commit", "off", PGC_SUSET, PGC_S_OVERRIDE);
-	state.announced = -1;
 	state.owners_context = AllocSetContextCreate(TopMemoryContext, "es owners",
 												 ALLOCSET_SMALL_SIZES);
 	if (!refresh())
 	{
-		es_want_database(database, false);
+		(void) es_want_database(database, false);
 		proc_exit(0);
 	}
 	es_serve_database(true);
@@ -302,13 +479,17 @@ es_scheduler_main(Datum arg)
 			break;
 		if (!refresh())
 		{
-			es_want_database(MyDatabaseId, false);
+			(void) es_want_database(MyDatabaseId, false);
 			break;
 		}
 		MemoryContextSwitchTo(loop);
 		timeout = start_projectors();
 		timeout = Min(timeout, announce());
-		es_worker_report(NULL);
+		timeout = Min(timeout, prune());
+		if (state.next_timer != DT_NOEND)
+			timeout = Min(timeout, es_worker_ms_until(state.next_timer));
+		es_worker_report_idle(psprintf("es scheduler: settled at position %s",
+									   es_worker_number(state.announced)));
 		if (timeout > 0)
 			es_worker_sleep(timeout);
 		else

@@ -48,9 +48,14 @@ typedef struct Worker
 	uint32		generation;
 	Oid			database;
 	Oid			role;
+	int			number;			/* 0, 1 ... among those alike */
 	int			pid;			/* 0 while it starts */
 	bool		stop;			/* it was asked to go */
 	TimestampTz started_at;
+	int64		memory;			/* bytes allocated, as it last said */
+
+	/* of a free entry: who had it last, as long as nobody else has */
+	EsWorkerKind left;			/* ES_FREE: nobody, or it failed */
 } Worker;
 
 typedef struct Workers
@@ -113,6 +118,7 @@ es_shell_shmem_init(void)
 static void
 free_entry(Worker *w)
 {
+	w->left = ES_FREE;
 	w->kind = ES_FREE;
 	w->generation++;
 	w->pid = 0;
@@ -123,7 +129,7 @@ free_entry(Worker *w)
  * Reserve an entry, or return -1 where all are in use or there is one like it.
  */
 static int
-reserve_entry(EsWorkerKind kind, Oid database, Oid role)
+reserve_entry(EsWorkerKind kind, Oid database, Oid role, int number)
 {
 	int			entry = -1;
 
@@ -132,13 +138,18 @@ reserve_entry(EsWorkerKind kind, Oid database, Oid role)
 	{
 		Worker	   *w = &shared->worker[i];
 
-		if (w->kind == kind && w->database == database && w->role == role)
+		if (w->kind == kind && w->database == database && w->role == role &&
+			w->number == number)
 		{
 			entry = -1;
 			break;
 		}
 		if (w->kind == ES_FREE && entry < 0)
 			entry = i;
+		/* How this one ends is what counts from now on. */
+		if (w->left == kind && w->database == database && w->role == role &&
+			w->number == number)
+			w->left = ES_FREE;
 	}
 	if (entry >= 0)
 	{
@@ -147,33 +158,51 @@ reserve_entry(EsWorkerKind kind, Oid database, Oid role)
 		w->kind = kind;
 		w->database = database;
 		w->role = role;
+		w->number = number;
 		w->started_at = GetCurrentTimestamp();
 	}
 	LWLockRelease(shared->lock);
 	return entry;
 }
 
+/*
+ * Free an entry and tell who waits for that; in_order says that its process
+ * ended because it had to and not because it failed.
+ */
 static void
-release_entry(int entry)
+release_entry(int entry, bool in_order)
 {
+	Worker	   *w = &shared->worker[entry];
+	EsWorkerKind kind = w->kind;
+
 	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
-	free_entry(&shared->worker[entry]);
+	free_entry(w);
+	if (in_order)
+		w->left = kind;
 	LWLockRelease(shared->lock);
 	ConditionVariableBroadcast(&shared->gone);
 }
 
 /*
- * At exit: the entry becomes free, and nobody wakes us any more.
+ * At exit: the entry becomes free, nobody wakes us any more, and who has to
+ * replace us looks.  The server tells only the very process that started us,
+ * which may have been replaced itself.
  */
 static void
 leave(int code, Datum arg)
 {
+	Worker		w = shared->worker[me];
+
 	es_sleeper_set(me, InvalidOid);
-	if (shared->worker[me].kind == ES_LAUNCHER)
+	if (w.kind == ES_LAUNCHER)
 		es_launcher_set(false);
-	if (shared->worker[me].kind == ES_SCHEDULER)
+	if (w.kind == ES_SCHEDULER)
 		es_serve_database(false);
-	release_entry(me);
+	release_entry(me, code == 0 || w.stop);
+	if (w.kind == ES_SCHEDULER)
+		es_wake_launcher();
+	if (w.kind == ES_PROJECTOR)
+		es_wake_database(w.database, true);
 }
 
 /*
@@ -184,15 +213,24 @@ static void
 attach(int entry, uint32 generation)
 {
 	Worker	   *w = &shared->worker[entry];
+	bool		mine;
 	bool		wanted;
 
 	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
-	wanted = w->generation == generation && !w->stop;
+	mine = w->generation == generation;
+	wanted = mine && !w->stop;
 	if (wanted)
 		w->pid = MyProcPid;
 	LWLockRelease(shared->lock);
-	if (!wanted)
-		proc_exit(0);
+	if (wanted)
+	{
+		/* Those alike share the work out anew. */
+		es_wake_database(w->database, true);
+		return;
+	}
+	if (mine)
+		release_entry(entry, true);
+	proc_exit(0);
 }
 
 /*
@@ -208,7 +246,7 @@ es_worker_begin(EsWorkerKind kind, Datum arg, Oid *role)
 
 	if (kind == ES_LAUNCHER)
 	{
-		me = reserve_entry(ES_LAUNCHER, InvalidOid, InvalidOid);
+		me = reserve_entry(ES_LAUNCHER, InvalidOid, InvalidOid, 0);
 		if (me < 0)
 			elog(ERROR, "no free entry for the es launcher");
 		shared->worker[me].pid = MyProcPid;
@@ -243,12 +281,25 @@ es_worker_set_defaults(void)
 		{"default_transaction_deferrable", "off"},
 		{"idle_in_transaction_session_timeout", "0"},
 		{"idle_session_timeout", "0"},
+		{"lock_timeout", "0"},
 		{"statement_timeout", "0"},
 	};
 
 	for (int i = 0; i < (int) lengthof(settings); i++)
 		SetConfigOption(settings[i][0], settings[i][1],
 						PGC_SUSET, PGC_S_OVERRIDE);
+}
+
+/*
+ * Commit this transaction as durably as the server's default is, whatever this
+ * worker's is.
+ */
+void
+es_worker_commit_durably(void)
+{
+	(void) set_config_option("synchronous_commit", "on",
+							 PGC_SUSET, PGC_S_OVERRIDE,
+							 GUC_ACTION_LOCAL, true, 0, false);
 }
 
 bool
@@ -277,6 +328,8 @@ es_worker_sleep(long timeout_ms)
 	(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
 					 timeout_ms, wait_event);
 	ResetLatch(MyLatch);
+	/* Between two statements there is nothing that could be cancelled. */
+	QueryCancelPending = false;
 	CHECK_FOR_INTERRUPTS();
 	if (ConfigReloadPending)
 	{
@@ -297,13 +350,49 @@ es_worker_ms_until(TimestampTz when)
 }
 
 /*
- * Say in pg_stat_activity what this worker does.
+ * The same to a time that was set "longest" ahead of the clock or less.  One
+ * that is further away is due: the clock was set back since.
+ */
+long
+es_worker_ms_left(TimestampTz when, long longest)
+{
+	long		ms = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), when);
+
+	return ms > longest ? 0 : ms;
+}
+
+/*
+ * Say in pg_stat_activity that this worker is idle, and how things are; and
+ * how much memory it has.
  */
 void
-es_worker_report(const char *activity)
+es_worker_report_idle(const char *activity)
 {
+	pgstat_report_activity(STATE_RUNNING, activity);
 	pgstat_report_activity(STATE_IDLE, NULL);
-	pgstat_report_activity(activity ? STATE_RUNNING : STATE_IDLE, activity);
+	shared->worker[me].memory = (int64) MemoryContextMemAllocated(TopMemoryContext, true);
+}
+
+/*
+ * A number as people read it, with a comma at each thousand, in the current
+ * context.
+ */
+char *
+es_worker_number(int64 n)
+{
+	char		digits[32];
+	char	   *text = palloc(48);
+	char	   *out = text;
+	int			len = snprintf(digits, sizeof(digits), INT64_FORMAT, n);
+
+	for (int i = 0; i < len; i++)
+	{
+		if (i > 0 && digits[i - 1] != '-' && (len - i) % 3 == 0)
+			*out++ = ',';
+		*out++ = digits[i];
+	}
+	*out = '\0';
+	return text;
 }
 
 /*
@@ -344,10 +433,10 @@ register_process(int entry, EsWorkerKind kind)
  * is said once in the log.
  */
 bool
-es_worker_start(EsWorkerKind kind, Oid database, Oid role)
+es_worker_start(EsWorkerKind kind, Oid database, Oid role, int number)
 {
 	static bool complained = false;
-	int			entry = reserve_entry(kind, database, role);
+	int			entry = reserve_entry(kind, database, role, number);
 
 	if (entry >= 0 && register_process(entry, kind))
 	{
@@ -355,14 +444,14 @@ es_worker_start(EsWorkerKind kind, Oid database, Oid role)
 		return true;
 	}
 	if (entry >= 0)
-		release_entry(entry);
-	if (!complained && !es_worker_exists(kind, database, role))
+		release_entry(entry, false);
+	if (!complained && !es_worker_exists(kind, database, role, number))
 	{
 		ereport(WARNING,
 				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
 				 errmsg("could not start an %s: no background worker is free",
 						kind_names[kind]),
-				 errhint("Raise max_worker_processes, which is %d; es needs one for the cluster, one for each database, and one for each owner of projections.",
+				 errhint("Raise max_worker_processes, which is %d; es needs one for the cluster, one for each database, and es.max_projectors for the projections of each.",
 						 max_worker_processes)));
 		complained = true;
 	}
@@ -373,7 +462,7 @@ es_worker_start(EsWorkerKind kind, Oid database, Oid role)
  * Whether such a worker runs or starts.
  */
 bool
-es_worker_exists(EsWorkerKind kind, Oid database, Oid role)
+es_worker_exists(EsWorkerKind kind, Oid database, Oid role, int number)
 {
 	bool		exists = false;
 
@@ -382,10 +471,64 @@ es_worker_exists(EsWorkerKind kind, Oid database, Oid role)
 	{
 		Worker	   *w = &shared->worker[i];
 
-		exists = w->kind == kind && w->database == database && w->role == role;
+		exists = w->kind == kind && w->database == database &&
+			w->role == role && w->number == number;
 	}
 	LWLockRelease(shared->lock);
 	return exists;
+}
+
+/*
+ * How many workers like this one run, and how many of them come before it: by
+ * this they share out the work.
+ */
+int
+es_worker_rank(int *count)
+{
+	const Worker *self = &shared->worker[me];
+	int			rank = 0;
+
+	*count = 0;
+	LWLockAcquire(shared->lock, LW_SHARED);
+	for (int i = 0; i < max_worker_processes; i++)
+	{
+		Worker	   *w = &shared->worker[i];
+
+		if (w->kind != self->kind || w->database != self->database ||
+			w->role != self->role || w->pid == 0 || w->stop)
+			continue;
+		(*count)++;
+		if (w->number < self->number)
+			rank++;
+	}
+	LWLockRelease(shared->lock);
+	*count = Max(*count, 1);
+	return rank;
+}
+
+/*
+ * Ask the workers of a role whose number is "keep" or higher to stop when they
+ * have done what they do.
+ */
+void
+es_workers_dismiss(EsWorkerKind kind, Oid database, Oid role, int keep)
+{
+	bool		any = false;
+
+	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
+	for (int i = 0; i < max_worker_processes; i++)
+	{
+		Worker	   *w = &shared->worker[i];
+
+		if (w->kind != kind || w->database != database || w->role != role ||
+			w->number < keep || w->stop)
+			continue;
+		w->stop = true;
+		any = true;
+	}
+	LWLockRelease(shared->lock);
+	if (any)
+		es_wake_database(database, true);
 }
 
 /*
@@ -437,9 +580,15 @@ ask_to_stop(Oid database, bool terminate)
 
 		if (w->kind == ES_FREE || w->kind == ES_LAUNCHER || w->database != database)
 			continue;
+		if (terminate && w->pid == 0)
+		{
+			/* It may never come up, and will not be let in if it does. */
+			free_entry(w);
+			continue;
+		}
 		w->stop = true;
 		n++;
-		if (terminate && w->pid != 0)
+		if (terminate)
 			kill(w->pid, SIGTERM);
 	}
 	LWLockRelease(shared->lock);
@@ -447,26 +596,51 @@ ask_to_stop(Oid database, bool terminate)
 }
 
 /*
- * Stop the workers of a database and wait until they are gone.
+ * Stop the workers of a database and wait until they are gone.  Returns whether
+ * there were any.
  */
-void
+bool
 es_workers_stop(Oid database)
 {
 	bool		terminate = false;
+	bool		any = false;
 
 	ConditionVariablePrepareToSleep(&shared->gone);
 	while (ask_to_stop(database, terminate) > 0)
 	{
+		any = true;
 		es_wake_database(database, true);
 		es_wake_launcher();
 		terminate = ConditionVariableTimedSleep(&shared->gone, 500,
 												ES_WAIT_EVENT("EsWorkersStop"));
 	}
 	ConditionVariableCancelSleep();
+	return any;
+}
+
+/*
+ * Whether the last worker of this kind, database and role ended in order, as
+ * far as that is still known.
+ */
+static bool
+left_in_order(EsWorkerKind kind, Oid database, Oid role, int number)
+{
+	bool		left = false;
+
+	LWLockAcquire(shared->lock, LW_SHARED);
+	for (int i = 0; i < max_worker_processes && !left; i++)
+	{
+		Worker	   *w = &shared->worker[i];
+
+		left = w->kind == ES_FREE && w->left == kind &&
+			w->database == database && w->role == role && w->number == number;
+	}
+	LWLockRelease(shared->lock);
+	return left;
 }
 
 static EsRestart *
-restart_of(List **restarts, Oid key)
+restart_of(List **restarts, Oid key, int number)
 {
 	EsRestart  *r;
 	ListCell   *cell;
@@ -475,12 +649,13 @@ restart_of(List **restarts, Oid key)
 	foreach(cell, *restarts)
 	{
 		r = (EsRestart *) lfirst(cell);
-		if (r->key == key)
+		if (r->key == key && r->number == number)
 			return r;
 	}
 	old = MemoryContextSwitchTo(TopMemoryContext);
 	r = palloc0(sizeof(EsRestart));
 	r->key = key;
+	r->number = number;
 	*restarts = lappend(*restarts, r);
 	MemoryContextSwitchTo(old);
 	return r;
@@ -489,18 +664,24 @@ restart_of(List **restarts, Oid key)
 /*
  * Whether a worker that does not run may be started now; where it is not, the
  * timeout is lowered to when it may be.  One that keeps failing is started at
- * growing intervals.
+ * growing intervals.  The restarts are kept by what tells the caller's workers
+ * apart: the role, or else the database.
  */
 bool
-es_restart_due(List **restarts, EsWorkerKind kind, Oid key, long *timeout_ms)
+es_restart_due(List **restarts, EsWorkerKind kind, Oid database, Oid role,
+			   int number, long *timeout_ms)
 {
-	EsRestart  *r = restart_of(restarts, key);
+	EsRestart  *r = restart_of(restarts, OidIsValid(role) ? role : database,
+							   number);
 	TimestampTz now = GetCurrentTimestamp();
-	int			ms;
+	long		ms;
 
-	if (now < r->not_before)
+	if (left_in_order(kind, database, role, number))
+		r->started_at = r->not_before = 0;
+	ms = es_worker_ms_left(r->not_before, LAST_RESTART_MS);
+	if (ms > 0)
 	{
-		*timeout_ms = Min(*timeout_ms, es_worker_ms_until(r->not_before));
+		*timeout_ms = Min(*timeout_ms, ms);
 		return false;
 	}
 	if (r->started_at != 0 &&
@@ -512,6 +693,19 @@ es_restart_due(List **restarts, EsWorkerKind kind, Oid key, long *timeout_ms)
 	r->started_at = now;
 	r->not_before = TimestampTzPlusMilliseconds(now, ms);
 	return true;
+}
+
+/*
+ * A worker ended because it was not needed any more: the next start is no
+ * restart.
+ */
+void
+es_restart_forget(List **restarts, Oid key, int number)
+{
+	EsRestart  *r = restart_of(restarts, key, number);
+
+	*restarts = list_delete_ptr(*restarts, r);
+	pfree(r);
 }
 
 /*
@@ -528,8 +722,8 @@ es_stat_worker(PG_FUNCTION_ARGS)
 	for (int i = 0; i < max_worker_processes; i++)
 	{
 		Worker	   *w = &shared->worker[i];
-		Datum		values[4];
-		bool		nulls[4] = {false};
+		Datum		values[6];
+		bool		nulls[6] = {false};
 
 		if (w->kind == ES_FREE || w->pid == 0 ||
 			(w->database != MyDatabaseId && w->kind != ES_LAUNCHER))
@@ -538,7 +732,9 @@ es_stat_worker(PG_FUNCTION_ARGS)
 		values[1] = CStringGetTextDatum(kind_names[w->kind] + strlen("es "));
 		values[2] = ObjectIdGetDatum(w->role);
 		nulls[2] = !OidIsValid(w->role);
-		values[3] = TimestampTzGetDatum(w->started_at);
+		values[3] = Int32GetDatum(w->number);
+		values[4] = TimestampTzGetDatum(w->started_at);
+		values[5] = Int64GetDatum(w->memory);
 		tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
 	}
 	LWLockRelease(shared->lock);

@@ -24,6 +24,8 @@ my %taken = (
 	'test/clients' => qr/\.(c|h|js)$/,
 	'test/perl' => qr/\.pm$/,
 	'expected' => qr/\.out$/,
+	'demo' => qr/^(\d\d-[\w-]+\.sql|expected|run|play|epilogue)$/,
+	'demo/expected' => qr/\.out$/,
 	'test' => qr/^(sql|clients|isolation|pgtap|t|lint|perl|run|setup|cluster|lib\.sh)$/);
 
 foreach my $directory (sort keys %taken)
@@ -41,6 +43,9 @@ foreach my $name (@regress, @isolation)
 # A test may have alternatives: expected/name_1.out and so on.
 my @unused = grep { !$known{$_} && !$known{s/_\d$//r} } names(glob('expected/*'));
 is_deeply(\@unused, [], 'every expected output belongs to a test');
+
+is_deeply([ names(glob('demo/expected/*')) ], [ names(glob('demo/*.sql')) ],
+	'every chapter of the demo has an expected output, and every output a chapter');
 
 # pg_regress looks into sql/ first, and all outputs lie in one directory.
 my %seen;

@@ -1,67 +1,42 @@
 # EsClient.pm
-#	  The example clients of test/clients, built and run.
+#	  A session of a client with the server, through DBI.
+#
+#	use EsClient;
+#	my $session = EsClient->connect($node, 'postgres');
+#	my ($position) = $session->selectrow_array(...);
+#
+# Errors are exceptions; $session->state has the SQLSTATE.
 
 package EsClient;
 
 use strict;
 use warnings;
 
-use IPC::Run;
-use PostgreSQL::Test::Utils;
-use Time::HiRes qw(usleep time);
+use DBI;
 
-# Build a client and return its path.
-sub build
+# Connect as a role (postgres or whoever runs the test, if none is given).
+# Returns the DBI handle; undef, with the reason in $DBI::errstr, if the server
+# refuses and may_fail is set.
+sub connect
 {
-	my ($name) = @_;
-	my $path = "$ENV{TESTDIR}/$name";
-	my ($includedir) = run_command([ 'pg_config', '--includedir' ]);
-	my ($libdir) = run_command([ 'pg_config', '--libdir' ]);
+	my ($class, $node, $database, %params) = @_;
+	my $dsn = sprintf("dbi:Pg:host=%s;port=%d;dbname=%s", $node->host, $node->port, $database);
 
-	system_or_bail('gcc', '-Wall', '-Wextra', '-Werror', '-O2',
-		"-I$includedir", "-L$libdir", '-o', $path, "test/clients/$name.c", '-lpq');
-	return $path;
+	$dsn .= ";options=$params{options}" if $params{options};
+	my $session = DBI->connect(
+		$dsn,
+		$params{user} // scalar(getpwuid($>)),
+		'',
+		{   RaiseError => !$params{may_fail},
+			PrintError => 0,
+			PrintWarn => 0,
+			AutoCommit => 1,
+			AutoInactiveDestroy => 1,
+			pg_server_prepare => $params{prepare} // 1 });
+	return if !$session;
+	$session->{RaiseError} = 1;
+	$session->{private_es_where} = [ $node, $database ];
+	return $session;
 }
-
-# Start a program in the background; what it prints is appended to a file.
-# Returns its process id.
-sub start
-{
-	my ($output, @command) = @_;
-	my $pid = fork // die "fork: $!";
-
-	return $pid if $pid;
-	open(STDOUT, '>>', $output) or die "$output: $!";
-	open(STDERR, '>&', \*STDOUT) or die $!;
-	exec(@command) or die "$command[0]: $!";
-}
-
-# End a program with a signal, and wait for it.
-sub end
-{
-	my ($pid, $signal) = @_;
-
-	kill($signal // 'TERM', $pid);
-	waitpid($pid, 0);
-	return;
-}
-
-# Wait until a program ends by itself: its exit status, or undef after too long.
-sub wait_for_end
-{
-	my ($pid) = @_;
-	my $deadline = time + $PostgreSQL::Test::Utils::timeout_default;
-
-	while (time < $deadline)
-	{
-		my $ended = waitpid($pid, POSIX::WNOHANG());
-
-		return $? >> 8 if $ended == $pid;
-		usleep(20_000);
-	}
-	return;
-}
-
-use POSIX ();
 
 1;

@@ -222,6 +222,6 @@ SELECT * FROM fetched('ann', 1, subscription => 'its own');
 SELECT es_create_subscription('another');
 RESET ROLE;
 SELECT es_drop_subscription(name) FROM es.subscription WHERE name IN ('fsub', 'poison', 'shared', 'exact', 'again', 'its own');
-SELECT es_revoke('fsub_other', 'admin');
+SELECT es_revoke('fsub_other', 'consumer');
 DROP ROLE fsub_other;
 DROP FUNCTION appended, fetched, consume, holds, turn;

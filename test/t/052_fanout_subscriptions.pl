@@ -4,7 +4,7 @@
 use strict;
 use warnings;
 
-use EsClient;
+use EsExample;
 use EsNode;
 use PostgreSQL::Test::Utils;
 use Test::More;
@@ -15,7 +15,7 @@ my $streams = 200;
 my $consumers = 8;
 
 my $node = EsNode->create('subscriptions', conf => "max_connections = 50\n");
-my $worker = EsClient::build('worker');
+my $worker = EsExample::build('worker');
 my $output = "$ENV{TESTDIR}/workers.log";
 my %running;
 my $started = 0;
@@ -43,7 +43,7 @@ sub start_worker
 
 	# Two at a time with one name would be one consumer.
 	$name = 'c' . ++$started if grep { $_ eq $name } values %running;
-	my $pid = EsClient::start($output, $worker, $node->connstr('postgres'),
+	my $pid = EsExample::start($output, $worker, $node->connstr('postgres'),
 		$subscription, $name, $mode);
 	$running{$pid} = $name;
 	return;
@@ -53,7 +53,7 @@ sub kill_worker
 {
 	my ($pid) = @_;
 
-	EsClient::end($pid, 'KILL');
+	EsExample::end($pid, 'KILL');
 	delete $running{$pid};
 	return;
 }

@@ -1,0 +1,2 @@
+\set s random(1, :streams)
+SELECT es_append('account-' || :s, 'Deposited', :payload);

@@ -1,0 +1,1 @@
+WITH s AS (UPDATE raw_stream SET version = version + 1 WHERE stream = 'account-1' RETURNING version) INSERT INTO raw (version, stream, category, type, payload) SELECT version, 'account-1', 'account', 'Deposited', :payload FROM s;

@@ -1,0 +1,2 @@
+\set s random(1, :streams)
+SELECT * FROM es.event WHERE stream = 'account-' || :s ORDER BY version;

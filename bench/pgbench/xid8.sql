@@ -1,0 +1,2 @@
+\set s random(1, :streams)
+SELECT xid_append('account-' || :s, 'Deposited', :payload);
