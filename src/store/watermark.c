@@ -600,14 +600,23 @@ es_first_own_position(void)
 }
 
 /*
- * Let the workers look when this transaction ends: what they go by, such as
- * the definitions of projections, has changed.
+ * Let the workers look for news when this transaction ends.
+ */
+void
+es_news_at_commit(void)
+{
+	(void) es_database();
+	wake = true;
+}
+
+/*
+ * The same where what they go by, such as the definitions of projections, has
+ * changed.
  */
 void
 es_wake_at_commit(void)
 {
-	(void) es_database();
-	wake = true;
+	es_news_at_commit();
 	changed = true;
 }
 
@@ -685,9 +694,9 @@ xact_callback(XactEvent event, void *arg)
 			if (wake)
 				ereport(ERROR,
 						(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-						 changed || timers_changed
-						 ? errmsg("cannot PREPARE a transaction that has changed what the workers of es go by")
-						 : errmsg("cannot PREPARE a transaction that has appended events"),
+						 es_first_own_position() != 0
+						 ? errmsg("cannot PREPARE a transaction that has appended events")
+						 : errmsg("cannot PREPARE a transaction that has changed what the workers of es go by"),
 						 errhint("Use COMMIT.")));
 			break;
 		default:
