@@ -661,7 +661,12 @@ end_transaction(void)
 	wake = false;
 	pg_atomic_write_u64(&my_slot->s.first, 0);
 	if (changed)
+	{
 		pg_atomic_fetch_add_u64(&my_database->changes, 1);
+		/* What a session waits for may have been dropped. */
+		if (pg_atomic_read_u32(&my_database->waiters) > 0)
+			ConditionVariableBroadcast(&my_database->progress);
+	}
 	if (timers_changed)
 		pg_atomic_fetch_add_u64(&my_database->timer_changes, 1);
 	changed = false;
