@@ -512,9 +512,9 @@ es_projector_main(Datum arg)
 			let_events_gather(round_began);
 		else
 		{
-			report_idle();
 			long		until_timer = es_timers_timeout();
 
+			report_idle();
 			es_worker_sleep(Min(timeout, until_timer));
 		}
 	}
