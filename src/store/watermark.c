@@ -370,7 +370,11 @@ highest_used(void)
 	bool		isnull;
 
 	if (es_index_find(rel, catalog->event_key, NULL, 0, BackwardScanDirection, slot))
-		highest = Max(highest, DatumGetInt64(slot_getattr(slot, 1, &isnull)));
+	{
+		int64		newest = DatumGetInt64(slot_getattr(slot, 1, &isnull));
+
+		highest = Max(highest, newest);
+	}
 	ExecDropSingleTupleTableSlot(slot);
 	table_close(rel, AccessShareLock);
 	return highest;
@@ -384,7 +388,9 @@ highest_used(void)
 static void
 seed(EsDatabase *d, Oid sequence)
 {
-	int64		bound = Max(reserved_bound(sequence), highest_used());
+	int64		reserved = reserved_bound(sequence);
+	int64		used = highest_used();
+	int64		bound = Max(reserved, used);
 
 	SpinLockAcquire(&d->mutex);
 	if (d->sequence != sequence || (d->next <= 1 && d->bound < bound))
