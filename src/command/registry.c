@@ -53,6 +53,7 @@ static EsStatement owner_of_type = ES_SQL(
 	"SELECT owner FROM es.command_type WHERE name = $1 FOR UPDATE",
 	1, TEXTOID);
 static EsStatement delete_type = ES_SQL(
+	"WITH g AS (DELETE FROM es.command_grant WHERE command = $1) "
 	"DELETE FROM es.command_type WHERE name = $1", 1, TEXTOID);
 
 /*

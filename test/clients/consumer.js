@@ -7,10 +7,12 @@
 // Prints position, stream and version of every event, and ends with the first
 // one of type LAST_TYPE.  See consumer.c, which does the same.
 
+const os = require('os');
 const { Client } = require('pg');
 
 const [conninfo, channel, lastType] = process.argv.slice(2);
-const options = Object.fromEntries(conninfo.split(' ').map(o => o.split('=')));
+const options = Object.fromEntries(
+	conninfo.split(' ').map(o => o.replace(/'/g, '').split('=')));
 
 let position = '0';
 let atEnd = false;
@@ -38,7 +40,7 @@ async function catchUp(client) {
 async function session() {
 	const client = new Client({
 		host: options.host, port: options.port,
-		database: options.dbname, user: options.user });
+		database: options.dbname, user: options.user || os.userInfo().username });
 	let news = true;
 	let lost = null;
 	let wake = () => {};
@@ -68,6 +70,12 @@ async function main() {
 			await session();
 		} catch (e) {
 			// The server is away; a notification may be lost, an event is not.
+			// An error with an SQLSTATE is one, but for that of a shutdown.
+			if (/^[0-9A-Z]{5}$/.test(e.code) && !e.code.startsWith('57P')
+				&& !/^E[A-Z]+$/.test(e.code)) {
+				console.error(e.message);
+				process.exit(1);
+			}
 		}
 		if (!atEnd)
 			await new Promise(resolve => setTimeout(resolve, 100));

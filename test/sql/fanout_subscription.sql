@@ -79,7 +79,7 @@ SELECT last_error, last_error_position - :base AS last_error_position, redeliver
 -- Until then nothing behind it can be acknowledged.
 SELECT es_nack('fsub', 'ann', :base + 2, 'later', '1 hour');
 DO $$BEGIN PERFORM es_ack('fsub', 'ann', max(position)) FROM es.event WHERE category = 'fsub';
-EXCEPTION WHEN invalid_parameter_value THEN RAISE NOTICE 'refused'; END$$;
+EXCEPTION WHEN SQLSTATE 'ES005' THEN RAISE NOTICE 'refused'; END$$;
 SELECT * FROM fetched('ann');
 SELECT last_error, retry_at - now() > '50 min' AS later FROM es_subscriptions WHERE name = 'fsub';
 UPDATE es.subscription_partition SET retry_at = NULL WHERE subscription = 'fsub';
