@@ -369,6 +369,7 @@ BEGIN
 	functions := CASE kind
 		WHEN 'reader' THEN ARRAY[
 			'es_read', 'es_stream', 'es_state', 'es_read_matching', 'es_read_to',
+			'es_watch_key', 'es_unwatch_key',
 			'es_settled', 'es_epoch', 'es_wait', 'es_health', 'suspended', 'top', 'stat_worker']
 		WHEN 'writer' THEN ARRAY[
 			'es_append', 'es_append_batch', 'es_append_if', 'es_lock_matching', 'es_submit',
@@ -376,6 +377,7 @@ BEGIN
 		WHEN 'projector' THEN ARRAY[
 			'es_create_projection', 'es_alter_projection', 'es_drop_projection',
 			'es_pause', 'es_resume', 'es_retry', 'es_discard', 'es_rebuild', 'es_cancel_rebuild',
+			'es_watch', 'es_unwatch', 'es_watch_key', 'es_unwatch_key', 'rebuilt', 'watches',
 			'es_settled', 'es_epoch', 'es_wait',
 			'suspended', 'batch_after', 'batch_to', 'batch_has', 'batch_event',
 			'stream_partition']
@@ -391,7 +393,7 @@ BEGIN
 		WHEN 'writer' THEN ARRAY['es_commands', 'es_aggregates', 'es_schedules']
 		WHEN 'projector' THEN ARRAY[
 			'event', 'es_batch', 'es_projections', 'es_stat_partitions', 'es_stat_rebuild',
-			'es_projection_errors', 'dead_letter']
+			'es_projection_errors', 'dead_letter', 'es_watches']
 		WHEN 'consumer' THEN ARRAY[
 			'event', 'es_subscriptions', 'es_dead_deliveries', 'es_channels']
 	END;

@@ -27,6 +27,7 @@ int			es_command_retention = 7 * SECS_PER_DAY;
 int			es_schedule_attempts = 10;
 int			es_max_databases = 64;
 int			es_notify_interval = 10;
+int			es_watch_max_keys = 1000;
 int			es_batch_interval = 5;
 int			es_batch_size = 10000;
 int			es_max_batch_size = 100000;
@@ -192,6 +193,12 @@ define_worker_settings(void)
 							"News after a quiet time are announced at once.",
 							&es_notify_interval, 10, 0, 60000,
 							PGC_SIGHUP, GUC_UNIT_MS,
+							NULL, NULL, NULL);
+	DefineCustomIntVariable("es.watch_max_keys",
+							"Changed keys of a watched table that are announced one by one.",
+							"Where more have changed, listeners are told just that.",
+							&es_watch_max_keys, 1000, 1, 100000,
+							PGC_SIGHUP, 0,
 							NULL, NULL, NULL);
 	DefineCustomIntVariable("es.batch_interval",
 							"Least time between two small batches of a projector.",

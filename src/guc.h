@@ -14,6 +14,7 @@ extern int	es_command_retention;
 extern int	es_schedule_attempts;
 extern int	es_max_databases;
 extern int	es_notify_interval;
+extern int	es_watch_max_keys;
 extern int	es_batch_interval;
 extern int	es_batch_size;
 extern int	es_max_batch_size;

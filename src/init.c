@@ -8,6 +8,7 @@
 #include "catalog.h"
 #include "command/definition.h"
 #include "es.h"
+#include "fanout/change.h"
 #include "fanout/channel.h"
 #include "fanout/lease.h"
 #include "fmgr.h"
@@ -70,6 +71,7 @@ _PG_init(void)
 	es_channel_init();
 	es_lease_init();
 	es_sync_init();
+	es_change_init();
 	es_depend_init();
 
 	/* Without shared memory the rest could do nothing; see es_database(). */

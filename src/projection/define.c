@@ -79,7 +79,9 @@ static EsStatement revise = ES_SQL(
 	"UPDATE es.checkpoint SET revision = revision + 1 WHERE projection = $1 AND rebuild = 0",
 	1, TEXTOID);
 static EsStatement delete_projection = ES_SQL(
-	"WITH l AS (DELETE FROM es.dead_letter WHERE projection = $1), "
+	"WITH c AS (DELETE FROM es.checkpoint WHERE projection = $1), "
+	"  l AS (DELETE FROM es.dead_letter WHERE projection = $1), "
+	"  r AS (DELETE FROM es.rebuild WHERE projection = $1), "
 	"  e AS (DELETE FROM es.projection_error WHERE projection = $1) "
 	"DELETE FROM es.projection WHERE name = $1", 1, TEXTOID);
 static EsStatement pause_projection = ES_SQL(
@@ -107,6 +109,32 @@ es_projection_missing(const char *name)
 }
 
 /*
+ * What a statement of a projection's query would be called where it is not
+ * allowed, or NULL.  SELECT ... INTO makes a table, the second time in vain.
+ */
+static const char *
+refused_statement(Node *statement)
+{
+	SelectStmt *select;
+
+	switch (nodeTag(statement))
+	{
+		case T_SelectStmt:
+			select = (SelectStmt *) statement;
+			while (select->larg)
+				select = select->larg;
+			return select->intoClause ? "SELECT INTO" : NULL;
+		case T_InsertStmt:
+		case T_UpdateStmt:
+		case T_DeleteStmt:
+		case T_MergeStmt:
+			return NULL;
+		default:
+			return CreateCommandName(statement);
+	}
+}
+
+/*
  * Only statements that read or write rows: a projection's transaction is the
  * worker's to begin and end, and utility commands can be wrapped in a function
  * where they really are meant.
@@ -124,24 +152,14 @@ check_statements(const char *query)
 				 errhint("Give SQL over es_batch, for example INSERT INTO ... SELECT ... FROM es_batch.")));
 	foreach(cell, statements)
 	{
-		RawStmt    *raw = lfirst_node(RawStmt, cell);
+		const char *refused = refused_statement(lfirst_node(RawStmt, cell)->stmt);
 
-		switch (nodeTag(raw->stmt))
-		{
-			case T_SelectStmt:
-			case T_InsertStmt:
-			case T_UpdateStmt:
-			case T_DeleteStmt:
-			case T_MergeStmt:
-				break;
-			default:
-				ereport(ERROR,
-						(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-						 errmsg("%s is not allowed in the query of a projection",
-								CreateCommandName(raw->stmt)),
-						 errdetail("A projection's query is made of SELECT, INSERT, UPDATE, DELETE and MERGE."),
-						 errhint("The worker begins and ends the transaction; it commits read model and checkpoint together.")));
-		}
+		if (refused)
+			ereport(ERROR,
+					(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+					 errmsg("%s is not allowed in the query of a projection", refused),
+					 errdetail("A projection's query is made of SELECT, INSERT, UPDATE, DELETE and MERGE."),
+					 errhint("The worker begins and ends the transaction; it commits read model and checkpoint together.")));
 	}
 }
 

@@ -22,6 +22,7 @@
 #include "catalog/pg_type.h"
 #include "es.h"
 #include "executor/executor.h"
+#include "fault.h"
 #include "fmgr.h"
 #include "guc.h"
 #include "miscadmin.h"
@@ -79,11 +80,13 @@ es_check_name(const char *what, const text *name)
 		ereport(ERROR,
 				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
 				 errmsg("%s must not be null", what),
+				 errdetail("It is NULL."),
 				 errhint("Give a name of 1 to %d bytes.", ES_MAX_NAME)));
 	if (VARSIZE_ANY_EXHDR(name) == 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("%s must not be empty", what),
+				 errdetail("It has 0 bytes; the least is 1."),
 				 errhint("Give a name of 1 to %d bytes.", ES_MAX_NAME)));
 	if (VARSIZE_ANY_EXHDR(name) > ES_MAX_NAME)
 		ereport(ERROR,
@@ -268,6 +271,7 @@ void
 es_stream_open(EsStream *stream, text *name)
 {
 	(void) open_stream(stream, name, true);
+	ES_FAULT("append.locked");
 }
 
 bool
@@ -379,6 +383,7 @@ check_event(EsEvent *event)
 		ereport(ERROR,
 				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
 				 errmsg("payload of an event must not be null"),
+				 errdetail("It is NULL."),
 				 errhint("Leave it out, or give an empty object.")));
 	es_check_object("payload", event->payload);
 	event->metadata = es_effective_metadata(event->metadata);
@@ -582,10 +587,13 @@ es_stream_append(EsStream *stream, EsEvent *events, int nevents)
 	es_tag_locks_take(&locks);
 	es_identity_establish();
 	first = es_take_positions(nevents);
+	ES_FAULT("append.positions");
 	append_rows(stream, events, nevents, first);
+	ES_FAULT("append.rows");
 	append_tags(events, nevents, first);
 	es_hint_put(stream->name, stream->version);
 	if (es_after_append)
 		es_after_append(stream, events, nevents, first);
+	ES_FAULT("append.done");
 	return first;
 }

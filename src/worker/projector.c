@@ -21,6 +21,7 @@
 #include "access/xact.h"
 #include "catalog.h"
 #include "es.h"
+#include "fault.h"
 #include "fmgr.h"
 #include "guc.h"
 #include "miscadmin.h"
@@ -234,7 +235,6 @@ static EsProjection *
 next_projection(long *timeout)
 {
 	int64		settled = es_settled_peek();
-	TimestampTz now = GetCurrentTimestamp();
 	EsProjection *next = NULL;
 	int			next_urgency = 0;
 	ListCell   *cell;
@@ -244,11 +244,12 @@ next_projection(long *timeout)
 	{
 		EsProjection *p = (EsProjection *) lfirst(cell);
 		int			u = urgency(p, settled);
+		long		ms = es_worker_ms_left(p->retry_at, ES_HEARTBEAT_MS);
 
 		if (!p->mine || !has_work(p, settled))
 			continue;
-		if (p->retry_at > now)
-			*timeout = Min(*timeout, es_worker_ms_until(p->retry_at));
+		if (ms > 0)
+			*timeout = Min(*timeout, ms);
 		else if (next == NULL || u < next_urgency ||
 				 (u == next_urgency && p->served_at < next->served_at))
 		{
@@ -289,12 +290,12 @@ has_others(const EsProjection *p)
 static void
 report(const EsProjection *p)
 {
-	int64		lag = Max(es_settled_peek() - p->position, 0);
+	int64		lag = es_settled_peek() - p->position;
 
 	pgstat_report_activity(STATE_RUNNING,
 						   psprintf("es projector: %s%s, %s events behind",
 									p->rebuild > 0 ? "rebuilding " : "", p->name,
-									es_worker_number(lag)));
+									es_worker_number(Max(lag, 0))));
 }
 
 /*
@@ -343,6 +344,7 @@ apply(EsProjection *p)
 	if (es_first_own_position() != 0)
 		es_worker_commit_durably();
 	commit();
+	ES_FAULT("projector.committed");
 	switch (applied)
 	{
 		case ES_APPLIED:
@@ -463,8 +465,9 @@ apply_all(long *timeout)
 static void
 let_events_gather(TimestampTz round_began)
 {
-	long		ms = es_worker_ms_until(TimestampTzPlusMilliseconds(round_began,
-																	es_batch_interval));
+	long		ms = es_worker_ms_left(TimestampTzPlusMilliseconds(round_began,
+																   es_batch_interval),
+									   es_batch_interval);
 
 	if (ms <= 0 || pg_atomic_read_u32(&es_database()->waiters) > 0)
 		return;
@@ -509,8 +512,10 @@ es_projector_main(Datum arg)
 			let_events_gather(round_began);
 		else
 		{
+			long		until_timer = es_timers_timeout();
+
 			report_idle();
-			es_worker_sleep(Min(timeout, es_timers_timeout()));
+			es_worker_sleep(Min(timeout, until_timer));
 		}
 	}
 	proc_exit(0);

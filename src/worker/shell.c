@@ -350,6 +350,18 @@ es_worker_ms_until(TimestampTz when)
 }
 
 /*
+ * The same to a time that was set "longest" ahead of the clock or less.  One
+ * that is further away is due: the clock was set back since.
+ */
+long
+es_worker_ms_left(TimestampTz when, long longest)
+{
+	long		ms = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), when);
+
+	return ms > longest ? 0 : ms;
+}
+
+/*
  * Say in pg_stat_activity that this worker is idle, and how things are; and
  * how much memory it has.
  */
@@ -662,13 +674,14 @@ es_restart_due(List **restarts, EsWorkerKind kind, Oid database, Oid role,
 	EsRestart  *r = restart_of(restarts, OidIsValid(role) ? role : database,
 							   number);
 	TimestampTz now = GetCurrentTimestamp();
-	int			ms;
+	long		ms;
 
 	if (left_in_order(kind, database, role, number))
 		r->started_at = r->not_before = 0;
-	if (now < r->not_before)
+	ms = es_worker_ms_left(r->not_before, LAST_RESTART_MS);
+	if (ms > 0)
 	{
-		*timeout_ms = Min(*timeout_ms, es_worker_ms_until(r->not_before));
+		*timeout_ms = Min(*timeout_ms, ms);
 		return false;
 	}
 	if (r->started_at != 0 &&
