@@ -52,9 +52,7 @@ COMMENT ON COLUMN es.snapshot.identity IS
 CREATE TABLE es.command_grant (
 	command			text COLLATE pg_catalog."C" NOT NULL,
 	grantee			regrole NOT NULL,
-	CONSTRAINT command_grant_pkey PRIMARY KEY (command, grantee),
-	CONSTRAINT command_grant_command_fkey FOREIGN KEY (command)
-		REFERENCES es.command_type (name) ON DELETE CASCADE
+	CONSTRAINT command_grant_pkey PRIMARY KEY (command, grantee)
 );
 COMMENT ON TABLE es.command_grant IS
 	'Who may submit a command besides its owner and the writers; kept by es_grant_command().';

@@ -111,9 +111,7 @@ CREATE TABLE es.subscription_partition (
 	consumer		text COLLATE pg_catalog."C",
 	lease_until		timestamptz,
 	redeliveries	bigint NOT NULL DEFAULT 0,
-	CONSTRAINT subscription_partition_pkey PRIMARY KEY (subscription, partition),
-	CONSTRAINT subscription_partition_fkey FOREIGN KEY (subscription)
-		REFERENCES es.subscription (name) ON DELETE CASCADE
+	CONSTRAINT subscription_partition_pkey PRIMARY KEY (subscription, partition)
 ) WITH (fillfactor = 50);
 COMMENT ON TABLE es.subscription_partition IS
 	'How far each partition of a subscription is handled, and who holds it.';
@@ -153,8 +151,6 @@ CREATE TABLE es.subscription_dead_letter (
 	error			text,
 	parked_at		timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
 	CONSTRAINT subscription_dead_letter_pkey PRIMARY KEY (subscription, "position"),
-	CONSTRAINT subscription_dead_letter_fkey FOREIGN KEY (subscription)
-		REFERENCES es.subscription (name) ON DELETE CASCADE,
 	CONSTRAINT subscription_dead_letter_status
 		CHECK (status IN ('parked', 'behind', 'retry', 'delivered'))
 );

@@ -18,8 +18,6 @@ CREATE TABLE es.rebuild (
 	rows_updated	bigint,
 	rows_deleted	bigint,
 	CONSTRAINT rebuild_pkey PRIMARY KEY (id),
-	CONSTRAINT rebuild_projection_fkey FOREIGN KEY (projection)
-		REFERENCES es.projection (name) ON DELETE CASCADE,
 	CONSTRAINT rebuild_phase_check
 		CHECK (phase OPERATOR(pg_catalog.=) ANY (ARRAY['prepare', 'fill', 'done', 'cancelled']))
 );

@@ -7,7 +7,8 @@ BEGIN
 	RETURN jsonb_build_object('balance', (state->>'balance')::bigint +
 		CASE event.type WHEN 'Deposited' THEN 1 ELSE -1 END * (event.payload->>'amount')::bigint);
 END $$;
-CREATE FUNCTION decide(state jsonb, command es.command) RETURNS SETOF es.new_event LANGUAGE plpgsql AS $$
+CREATE FUNCTION decide(state jsonb, command es.command) RETURNS SETOF es.new_event
+	LANGUAGE plpgsql AS $$
 BEGIN
 	IF (state->>'balance')::bigint < (command.payload->>'amount')::bigint THEN
 		RAISE EXCEPTION 'not enough money';

@@ -55,6 +55,8 @@ static EsStatement select_subscription = ES_SQL(
 	"SELECT owner, partitions, max_deliveries, categories, types "
 	"FROM es.subscription WHERE name = $1", 1, TEXTOID);
 static EsStatement delete_subscription = ES_SQL(
+	"WITH p AS (DELETE FROM es.subscription_partition WHERE subscription = $1), "
+	"  l AS (DELETE FROM es.subscription_dead_letter WHERE subscription = $1) "
 	"DELETE FROM es.subscription WHERE name = $1", 1, TEXTOID);
 static EsStatement find_letter = ES_SQL(
 	"SELECT d.stream, d.partition, d.status, "

@@ -79,7 +79,9 @@ static EsStatement revise = ES_SQL(
 	"UPDATE es.checkpoint SET revision = revision + 1 WHERE projection = $1 AND rebuild = 0",
 	1, TEXTOID);
 static EsStatement delete_projection = ES_SQL(
-	"WITH l AS (DELETE FROM es.dead_letter WHERE projection = $1), "
+	"WITH c AS (DELETE FROM es.checkpoint WHERE projection = $1), "
+	"  l AS (DELETE FROM es.dead_letter WHERE projection = $1), "
+	"  r AS (DELETE FROM es.rebuild WHERE projection = $1), "
 	"  e AS (DELETE FROM es.projection_error WHERE projection = $1) "
 	"DELETE FROM es.projection WHERE name = $1", 1, TEXTOID);
 static EsStatement pause_projection = ES_SQL(

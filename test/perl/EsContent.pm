@@ -25,7 +25,7 @@ sub content
 	push @tables, split /\n/, $node->safe_psql($database, q{
 		SELECT c.oid::regclass FROM pg_depend d
 		  JOIN pg_extension e ON e.oid = d.refobjid AND e.extname = 'es'
-		  JOIN pg_class c ON c.oid = d.objid AND c.relkind = 'r'
+		  JOIN pg_class c ON c.oid = d.objid AND c.relkind = 'r' AND c.relpersistence = 'p'
 		 WHERE d.classid = 'pg_class'::regclass AND d.deptype = 'e' ORDER BY 1});
 	foreach my $table (grep { !$left_out{$_} } @tables)
 	{

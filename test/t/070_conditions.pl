@@ -82,8 +82,8 @@ sql(q{
 	CREATE FUNCTION subscription_problem(events es.event[], course text, student text) RETURNS text
 	LANGUAGE sql AS $$
 		SELECT CASE
-			WHEN count(*) FILTER (WHERE e.payload->>'course' = course AND e.payload->>'student' = student) > 0
-				THEN 'twice'
+			WHEN count(*) FILTER (WHERE e.payload->>'course' = course
+								  AND e.payload->>'student' = student) > 0 THEN 'twice'
 			WHEN count(*) FILTER (WHERE e.payload->>'course' = course) >= 10 THEN 'full'
 			WHEN count(*) FILTER (WHERE e.payload->>'student' = student) >= 3 THEN 'busy' END
 		  FROM unnest(events) e
@@ -96,7 +96,8 @@ sql(q{
 		events es.event[];
 		problem text;
 	BEGIN
-		SELECT array_agg(e) INTO events FROM es_lock_matching(subscription_query(course, student)) e;
+		SELECT array_agg(e) INTO events
+		  FROM es_lock_matching(subscription_query(course, student)) e;
 		problem := subscription_problem(events, course, student);
 		IF problem IS NOT NULL THEN
 			RAISE EXCEPTION '%', problem;
