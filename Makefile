@@ -18,7 +18,7 @@ OBJS = $(patsubst %.c,%.o,$(sort $(wildcard src/*.c src/*/*.c)))
 # One script for each word of the design; the order is that of their needs.
 SCRIPT = sql/$(EXTENSION)--$(EXTVERSION).sql
 SCRIPT_PARTS = $(patsubst %,sql/%.sql, \
-	header store command projection fanout monitor)
+	header store command projection rebuild fanout monitor)
 
 DATA = $(wildcard sql/$(EXTENSION)--*--*.sql)
 DATA_built = $(SCRIPT)

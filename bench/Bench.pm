@@ -227,7 +227,8 @@ sub restart_server
 my $base = 0;
 
 # Run a script of bench/pgbench; returns transactions a second.  Transactions
-# are counted into ${$params{count}}, and none may fail.
+# are counted into ${$params{count}}, and none may fail; with "retry" they are
+# begun again until they do not.
 sub pgbench
 {
 	my ($database, $script, %params) = @_;
@@ -242,7 +243,7 @@ sub pgbench
 	local $ENV{PGOPTIONS} = '-c synchronous_commit=' . ($params{sync} // 'on');
 	my $output = output_of('', 'pgbench', '-n', '-M', 'prepared',
 		'-c', $clients, '-j', min($clients, 2), '-T', $params{seconds} // $opt{seconds},
-		'-f', "$here/pgbench/$script.sql",
+		'-f', "$here/pgbench/$script.sql", $params{retry} ? ('--max-tries', 0) : (),
 		(map { ('-D', "$_=$vars{$_}") } sort keys %vars), $database);
 
 	my ($done) = $output =~ /^number of transactions actually processed: (\d+)/m;

@@ -11,7 +11,7 @@ use Bench;
 use POSIX qw(strftime);
 
 # The order of the table.
-my @files = qw(append batch hot projection read latency growth);
+my @files = qw(append batch hot decide projection read latency growth);
 
 foreach my $file (@files)
 {

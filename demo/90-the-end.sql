@@ -1,7 +1,7 @@
 --
 -- The end: the read models, and how the projections stand
 --
-SELECT es_wait('shop', es_settled()), es_wait('best_customers', es_settled());
+SELECT es_wait(es_settled());
 SELECT * FROM customer ORDER BY id;
 SELECT id, customer_name, product, quantity, amount FROM order_list ORDER BY id;
 SELECT * FROM best_customer ORDER BY turnover DESC;

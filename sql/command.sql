@@ -52,9 +52,7 @@ COMMENT ON COLUMN es.snapshot.identity IS
 CREATE TABLE es.command_grant (
 	command			text COLLATE pg_catalog."C" NOT NULL,
 	grantee			regrole NOT NULL,
-	CONSTRAINT command_grant_pkey PRIMARY KEY (command, grantee),
-	CONSTRAINT command_grant_command_fkey FOREIGN KEY (command)
-		REFERENCES es.command_type (name) ON DELETE CASCADE
+	CONSTRAINT command_grant_pkey PRIMARY KEY (command, grantee)
 );
 COMMENT ON TABLE es.command_grant IS
 	'Who may submit a command besides its owner and the writers; kept by es_grant_command().';
@@ -116,7 +114,8 @@ CREATE FUNCTION es_create_command(
 	payload_type regtype DEFAULT NULL)
 	RETURNS void
 	AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE;
-COMMENT ON FUNCTION es_create_command(text, text, text, regprocedure, regprocedure, boolean, regtype) IS
+COMMENT ON FUNCTION es_create_command(
+	text, text, text, regprocedure, regprocedure, boolean, regtype) IS
 	'Define a command on the aggregates of a category, that becomes one event_type or what decide returns. creates: true the aggregate must not exist, false it must, NULL either.';
 
 CREATE FUNCTION es_drop_command(name text) RETURNS void

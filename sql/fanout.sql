@@ -101,6 +101,7 @@ CREATE TABLE es.subscription_partition (
 	partition		integer NOT NULL,
 	"position"		bigint NOT NULL,
 	delivered		bigint NOT NULL,
+	handed_out		bigint NOT NULL,
 	attempts		integer NOT NULL DEFAULT 0,
 	batch			integer NOT NULL DEFAULT 0,
 	failing			bigint,
@@ -110,16 +111,16 @@ CREATE TABLE es.subscription_partition (
 	consumer		text COLLATE pg_catalog."C",
 	lease_until		timestamptz,
 	redeliveries	bigint NOT NULL DEFAULT 0,
-	CONSTRAINT subscription_partition_pkey PRIMARY KEY (subscription, partition),
-	CONSTRAINT subscription_partition_fkey FOREIGN KEY (subscription)
-		REFERENCES es.subscription (name) ON DELETE CASCADE
+	CONSTRAINT subscription_partition_pkey PRIMARY KEY (subscription, partition)
 ) WITH (fillfactor = 50);
 COMMENT ON TABLE es.subscription_partition IS
 	'How far each partition of a subscription is handled, and who holds it.';
 COMMENT ON COLUMN es.subscription_partition."position" IS
 	'All events up to here are acknowledged, parked, or not of this partition.';
 COMMENT ON COLUMN es.subscription_partition.delivered IS
-	'Events up to here were handed out; those behind position wait for es_ack().';
+	'Up to here the consumer was given events by its last es_fetch(); those behind position wait for es_ack().';
+COMMENT ON COLUMN es.subscription_partition.handed_out IS
+	'Events up to here were given to some consumer before.';
 COMMENT ON COLUMN es.subscription_partition.attempts IS
 	'How often the first event behind position was handed out without any progress.';
 COMMENT ON COLUMN es.subscription_partition.batch IS
@@ -150,8 +151,6 @@ CREATE TABLE es.subscription_dead_letter (
 	error			text,
 	parked_at		timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
 	CONSTRAINT subscription_dead_letter_pkey PRIMARY KEY (subscription, "position"),
-	CONSTRAINT subscription_dead_letter_fkey FOREIGN KEY (subscription)
-		REFERENCES es.subscription (name) ON DELETE CASCADE,
 	CONSTRAINT subscription_dead_letter_status
 		CHECK (status IN ('parked', 'behind', 'retry', 'delivered'))
 );
@@ -266,3 +265,83 @@ CREATE VIEW es_dead_deliveries AS
 	  JOIN es.event e ON e."position" OPERATOR(pg_catalog.=) d."position";
 COMMENT ON VIEW es_dead_deliveries IS
 	'Events that no consumer could handle, and those that wait behind them; es_retry_delivery() hands them out again.';
+
+--
+-- Watches: which keys of a read model have changed
+--
+
+-- Written by the transactions that change watched tables, read and emptied by
+-- the scheduler.  After a crash there are no listeners to tell either.
+CREATE UNLOGGED TABLE es.change (
+	relation		oid NOT NULL,
+	rebuilt			boolean NOT NULL,
+	channel			text COLLATE pg_catalog."C",
+	keys			jsonb
+) WITH (autovacuum_vacuum_threshold = 1000, autovacuum_vacuum_scale_factor = 0);
+COMMENT ON TABLE es.change IS
+	'Changes of watched tables that are still to be announced; keys NULL stands for many.';
+
+CREATE UNLOGGED TABLE es.watched_key (
+	relation		oid NOT NULL,
+	key				jsonb NOT NULL,
+	pid				integer NOT NULL,
+	backend_start	timestamptz NOT NULL,
+	channel			text COLLATE pg_catalog."C" NOT NULL,
+	CONSTRAINT watched_key_pkey PRIMARY KEY (relation, key, channel)
+);
+COMMENT ON TABLE es.watched_key IS
+	'Keys that sessions watch; the scheduler removes those of sessions that have ended.';
+
+CREATE FUNCTION es.watch_changed() RETURNS trigger
+	AS 'MODULE_PATHNAME', 'es_watch_changed' LANGUAGE C;
+COMMENT ON FUNCTION es.watch_changed() IS
+	'Trigger of a watched table: keeps the keys that a statement has changed. Its arguments are the channel and the key columns.';
+
+CREATE FUNCTION es_watch(
+	read_model regclass,
+	key_columns text[],
+	channel text DEFAULT NULL)
+	RETURNS text
+	AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION es_watch(regclass, text[], text) IS
+	'Announce the keys of a table that change on a channel, by default that of the table''s name, which is returned.';
+
+CREATE FUNCTION es_unwatch(read_model regclass) RETURNS void
+	AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION es_unwatch(regclass) IS 'Announce changes of a table no more.';
+
+CREATE FUNCTION es_watch_key(read_model regclass, key jsonb) RETURNS text
+	AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION es_watch_key(regclass, jsonb) IS
+	'Announce changes of one key of a watched table to this session: the channel to LISTEN on, the same for all its keys, until the session ends.';
+
+CREATE FUNCTION es_unwatch_key(read_model regclass, key jsonb) RETURNS void
+	AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION es_unwatch_key(regclass, jsonb) IS
+	'Announce changes of one key to this session no more.';
+
+CREATE FUNCTION es.rebuilt(read_model regclass) RETURNS void
+	AS 'MODULE_PATHNAME', 'es_rebuilt' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION es.rebuilt(regclass) IS
+	'Announce that a watched table was built anew, for who swaps its contents past its triggers.';
+
+-- The triggers are the definitions: they go with the table into a dump.
+CREATE FUNCTION es.watches(
+	OUT read_model regclass,
+	OUT key_columns text[],
+	OUT channel text)
+	RETURNS SETOF record
+	AS 'MODULE_PATHNAME', 'es_watches' LANGUAGE C VOLATILE PARALLEL RESTRICTED;
+COMMENT ON FUNCTION es.watches() IS 'The tables that es_watch() watches.';
+
+CREATE VIEW es_watches AS
+	SELECT w.read_model, w.key_columns, w.channel,
+		   (SELECT pg_catalog.count(DISTINCT k.channel)
+			  FROM es.watched_key k
+			  JOIN pg_catalog.pg_stat_get_activity(NULL) a
+				ON a.pid OPERATOR(pg_catalog.=) k.pid
+			   AND a.backend_start OPERATOR(pg_catalog.=) k.backend_start
+			 WHERE k.relation OPERATOR(pg_catalog.=) w.read_model::pg_catalog.oid) AS sessions
+	  FROM es.watches() w;
+COMMENT ON VIEW es_watches IS
+	'The watched tables, the channel of each, and how many sessions watch keys of it.';

@@ -27,20 +27,23 @@ CREATE FUNCTION es.stat_worker(
 	OUT pid integer,
 	OUT kind text,
 	OUT role oid,
-	OUT started_at timestamptz)
+	OUT number integer,
+	OUT started_at timestamptz,
+	OUT memory bigint)
 	RETURNS SETOF record
 	AS 'MODULE_PATHNAME', 'es_stat_worker' LANGUAGE C VOLATILE PARALLEL RESTRICTED;
 COMMENT ON FUNCTION es.stat_worker() IS 'The worker processes of es: the launcher and those of this database.';
 
 CREATE VIEW es_stat_workers AS
-	SELECT w.pid, w.kind, r.rolname AS role, w.started_at,
+	SELECT w.pid, a.datname AS database, w.kind, r.rolname AS role, w.number, w.started_at,
 		   a.backend_xid IS NOT NULL OR a.backend_xmin IS NOT NULL AS in_transaction,
-		   a.state, a.wait_event, a.query AS activity
+		   a.state, a.wait_event, a.query AS activity, w.memory
 	  FROM es.stat_worker() w
 	  LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid OPERATOR(pg_catalog.=) w.pid
 	  LEFT JOIN pg_catalog.pg_roles r ON r.oid OPERATOR(pg_catalog.=) w.role
-	 ORDER BY w.kind, r.rolname;
-COMMENT ON VIEW es_stat_workers IS 'The background workers that serve this database.';
+	 ORDER BY w.kind, r.rolname, w.number;
+COMMENT ON VIEW es_stat_workers IS
+	'The background workers that serve this database, what they do now, and the bytes they have allocated.';
 
 CREATE VIEW es_stat_partitions AS
 	SELECT p.name, c.partition, c.rebuild,
@@ -57,7 +60,12 @@ CREATE VIEW es_stat_partitions AS
 		   s."position" AS settled_position,
 		   CASE WHEN p.mode OPERATOR(pg_catalog.=) 'sync' AND c.rebuild OPERATOR(pg_catalog.=) 0 THEN 0
 				ELSE greatest(s."position" OPERATOR(pg_catalog.-) c."position", 0) END AS lag_events,
-		   c.events_applied, c.batches, c.applied_at, c.catching_up, c.retries,
+		   -- What appenders apply is not counted: that would make them queue.
+		   CASE WHEN p.mode OPERATOR(pg_catalog.=) 'async' OR c.rebuild OPERATOR(pg_catalog.>) 0
+				THEN c.events_applied END AS events_applied,
+		   CASE WHEN p.mode OPERATOR(pg_catalog.=) 'async' OR c.rebuild OPERATOR(pg_catalog.>) 0
+				THEN c.batches END AS batches,
+		   c.applied_at, c.catching_up, c.retries,
 		   c.error AS last_error, c.error_sqlstate AS last_error_sqlstate,
 		   c.error_position AS last_error_position, c.error_at AS last_error_at
 	  FROM es.projection p
@@ -66,11 +74,51 @@ CREATE VIEW es_stat_partitions AS
 COMMENT ON VIEW es_stat_partitions IS
 	'How each partition of each projection and rebuild stands.';
 
+CREATE VIEW es_stat_rebuild AS
+	SELECT r.projection, r.id AS rebuild, r.stream,
+		   CASE WHEN r.finished_at IS NULL AND c.error IS NOT NULL THEN 'stopped'
+				ELSE r.phase END AS phase,
+		   coalesce(c."position", r."position") AS "position",
+		   CASE WHEN r.finished_at IS NULL THEN s."position" ELSE r."position" END AS target,
+		   CASE WHEN r.phase OPERATOR(pg_catalog.=) 'done' THEN 100
+				ELSE pg_catalog.round((100.0 OPERATOR(pg_catalog.*)
+					(c."position" OPERATOR(pg_catalog.-) r.start_after)) OPERATOR(pg_catalog./)
+					greatest(s."position" OPERATOR(pg_catalog.-) r.start_after, 1), 1) END AS percent,
+		   coalesce(c.events, r.events) AS events,
+		   pg_catalog.round(coalesce(c.events, r.events) OPERATOR(pg_catalog./)
+			   nullif(EXTRACT(epoch FROM coalesce(r.finished_at, pg_catalog.clock_timestamp())
+				   OPERATOR(pg_catalog.-) r.started_at), 0)) AS events_per_second,
+		   r.requested_at, r.started_at,
+		   CASE WHEN r.finished_at IS NULL AND c."position" OPERATOR(pg_catalog.>) r.start_after
+				THEN pg_catalog.clock_timestamp() OPERATOR(pg_catalog.+)
+					((pg_catalog.clock_timestamp() OPERATOR(pg_catalog.-) r.started_at)
+					 OPERATOR(pg_catalog.*)
+					 ((s."position" OPERATOR(pg_catalog.-) c."position")::pg_catalog.float8
+					  OPERATOR(pg_catalog./) (c."position" OPERATOR(pg_catalog.-) r.start_after)))
+		   END AS estimated_end,
+		   r.finished_at,
+		   r.finished_at OPERATOR(pg_catalog.-) r.merged_at AS merge_time,
+		   r.rows_inserted, r.rows_updated, r.rows_deleted,
+		   c.error AS last_error, c.retries
+	  FROM es.rebuild r
+	  LEFT JOIN LATERAL (
+			SELECT pg_catalog.min(k."position") AS "position",
+				   pg_catalog.sum(k.events_applied) AS events,
+				   pg_catalog.max(k.error) AS error, pg_catalog.max(k.retries) AS retries
+			  FROM es.checkpoint k WHERE k.rebuild OPERATOR(pg_catalog.=) r.id
+			 ) c ON true
+	 CROSS JOIN (SELECT es_settled() AS "position") s
+	 ORDER BY r.id;
+COMMENT ON VIEW es_stat_rebuild IS 'Rebuilds of projections, under way and past: phase, progress, and what the merge wrote.';
+
 CREATE VIEW es_projections AS
 	SELECT p.name, p.owner::pg_catalog.text AS owner, p.mode,
 		   CASE WHEN p.paused THEN 'paused'
 				WHEN es.suspended() THEN 'suspended'
 				WHEN c.last_error IS NOT NULL THEN 'stopped'
+				WHEN EXISTS (SELECT FROM es.rebuild r
+							  WHERE r.projection OPERATOR(pg_catalog.=) p.name
+								AND r.finished_at IS NULL) THEN 'rebuilding'
 				WHEN c.lag_events OPERATOR(pg_catalog.>) 0 THEN 'running'
 				ELSE 'caught up'
 		   END AS status,
@@ -117,6 +165,141 @@ CREATE VIEW es_projection_errors AS
 	  FROM es.projection_error e
 	 ORDER BY e.at DESC;
 COMMENT ON VIEW es_projection_errors IS 'The latest 100 errors of each projection, newest first.';
+
+--
+-- How things are, in sentences and in pictures.
+--
+
+CREATE FUNCTION es.settled_position() RETURNS bigint
+	AS 'MODULE_PATHNAME', 'es_settled' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION es.settled_position() IS 'What es_settled() returns, at a place that is known.';
+
+CREATE FUNCTION es.state_of_projections(
+	OUT name text,
+	OUT owner oid,
+	OUT status text,
+	OUT lag bigint,
+	OUT waiting interval,
+	OUT error text,
+	OUT error_position bigint,
+	OUT letters bigint,
+	OUT applied bigint,
+	OUT applied_at timestamptz)
+	RETURNS SETOF record
+	LANGUAGE sql VOLATILE SECURITY DEFINER
+	SET search_path = pg_catalog, pg_temp
+AS $$
+	WITH s AS MATERIALIZED (SELECT es.settled_position() AS settled),
+	c AS (
+		SELECT k.projection, min(k.position) AS position,
+			   min(k.error) AS error, min(k.error_position) AS error_position,
+			   sum(k.events_applied)::bigint AS applied, max(k.applied_at) AS applied_at
+		  FROM es.checkpoint k WHERE k.rebuild = 0 GROUP BY 1)
+	SELECT p.name, p.owner::oid,
+		   CASE WHEN p.paused THEN 'paused'
+				WHEN es.suspended() THEN 'suspended'
+				WHEN c.error IS NOT NULL THEN 'stopped'
+				WHEN EXISTS (SELECT FROM es.rebuild r
+							  WHERE r.projection = p.name AND r.finished_at IS NULL)
+				THEN 'rebuilding'
+				WHEN p.mode = 'async' AND c.position < s.settled THEN 'running'
+				ELSE 'caught up' END,
+		   CASE WHEN p.mode = 'async' THEN greatest(s.settled - c.position, 0) ELSE 0 END,
+		   CASE WHEN p.mode = 'async' AND c.position < s.settled THEN
+				clock_timestamp() - (SELECT e.recorded_at FROM es.event e
+									  WHERE e.position > c.position AND e.position <= s.settled
+									  ORDER BY e.position LIMIT 1) END,
+		   c.error, c.error_position,
+		   (SELECT count(*) FROM es.dead_letter d
+			 WHERE d.projection = p.name AND d.rebuild = 0 AND d.status <> 'discarded'),
+		   CASE WHEN p.mode = 'async' THEN c.applied END,
+		   CASE WHEN p.mode = 'async' THEN c.applied_at END
+	  FROM es.projection p JOIN c ON c.projection = p.name CROSS JOIN s
+$$;
+COMMENT ON FUNCTION es.state_of_projections() IS 'How each projection stands, for es_health() and es_top.';
+
+CREATE FUNCTION es_health(OUT ok boolean, OUT problems text[]) RETURNS record
+	LANGUAGE sql VOLATILE SECURITY DEFINER
+	SET search_path = pg_catalog, pg_temp
+AS $$
+	WITH projections AS MATERIALIZED (SELECT * FROM es.state_of_projections()),
+	workers AS MATERIALIZED (SELECT * FROM es.stat_worker()),
+	wrong (n, sentence) AS (
+		SELECT 1, 'This database is a copy: its workers wait for es_activate().'
+		 WHERE es.suspended()
+		UNION ALL
+		SELECT 2, 'The es launcher does not run.'
+		 WHERE NOT EXISTS (SELECT FROM workers WHERE kind = 'launcher') AND NOT pg_is_in_recovery()
+		UNION ALL
+		SELECT 3, 'No es scheduler serves this database.'
+		 WHERE NOT EXISTS (SELECT FROM workers WHERE kind = 'scheduler') AND NOT pg_is_in_recovery()
+		   AND EXISTS (SELECT FROM es.event)
+		UNION ALL
+		SELECT 4, format('Projection "%s" has stopped at position %s: %s.', name, error_position, error)
+		  FROM projections WHERE error IS NOT NULL
+		UNION ALL
+		SELECT 5, format('Projection "%s" is %s events and %s seconds behind.',
+						 name, lag, round(EXTRACT(epoch FROM waiting)))
+		  FROM projections
+		 WHERE status IN ('running', 'rebuilding') AND waiting > interval '60 s'
+		UNION ALL
+		SELECT 6, format('No projector runs for projection "%s" of role %s%s.', p.name, p.owner::regrole,
+						 CASE WHEN r.rolcanlogin OR current_setting('server_version_num')::int >= 170000
+							  THEN '' ELSE ', which cannot log in' END)
+		  FROM projections p LEFT JOIN pg_roles r ON r.oid = p.owner
+		 WHERE p.status IN ('running', 'rebuilding') AND p.waiting > interval '10 s'
+		   AND NOT EXISTS (SELECT FROM workers w WHERE w.kind = 'projector' AND w.role = p.owner)
+		UNION ALL
+		SELECT 7, format('Projection "%s" has %s dead letters.', name, letters)
+		  FROM projections WHERE letters > 0
+		UNION ALL
+		SELECT 8, format('The rebuild of projection "%s" has stopped: %s.', r.projection, max(c.error))
+		  FROM es.rebuild r JOIN es.checkpoint c ON c.rebuild = r.id AND c.error IS NOT NULL
+		 WHERE r.finished_at IS NULL GROUP BY r.projection
+		UNION ALL
+		SELECT 9, format('Process %s holds the settled position back before position %s since %s seconds.',
+						 s.pid, s.first_position,
+						 round(EXTRACT(epoch FROM clock_timestamp() - a.xact_start)))
+		  FROM es.stat_append() s JOIN pg_stat_activity a ON a.pid = s.pid
+		 WHERE a.xact_start < clock_timestamp() - interval '60 s')
+	SELECT count(*) = 0, coalesce(array_agg(sentence ORDER BY n, sentence), '{}') FROM wrong
+$$;
+COMMENT ON FUNCTION es_health() IS
+	'One row: whether all is well, and what is not, in sentences.';
+
+CREATE FUNCTION es.top(
+	OUT projection text,
+	OUT status text,
+	OUT behind text,
+	OUT lag bigint,
+	OUT seconds numeric,
+	OUT applied bigint,
+	OUT last_applied interval,
+	OUT remark text)
+	RETURNS SETOF record
+	LANGUAGE sql VOLATILE SECURITY DEFINER
+	SET search_path = pg_catalog, pg_temp
+AS $$
+	SELECT s.name, s.status,
+		   rpad(repeat('#', least(round(log(s.lag + 1) * 3)::int, 21)), 21, '.'),
+		   s.lag, round(coalesce(EXTRACT(epoch FROM s.waiting), 0), 1), s.applied,
+		   date_trunc('second', clock_timestamp() - s.applied_at),
+		   concat_ws(', ', s.error,
+			   CASE WHEN s.letters > 0 THEN s.letters || ' dead letters' END,
+			   (SELECT format('rebuilt to %s%%', round(100.0 * (min(c.position) - r.start_after)
+								/ greatest(es.settled_position() - r.start_after, 1)))
+				  FROM es.rebuild r JOIN es.checkpoint c ON c.rebuild = r.id
+				 WHERE r.projection = s.name AND r.finished_at IS NULL GROUP BY r.id))
+	  FROM es.state_of_projections() s
+	 ORDER BY s.lag DESC, s.name
+$$;
+COMMENT ON FUNCTION es.top() IS 'What es_top shows.';
+
+CREATE VIEW es_top AS
+	SELECT t.projection, t.status, t.behind, t.lag, t.seconds, t.applied, t.last_applied, t.remark
+	  FROM es.top() t;
+COMMENT ON VIEW es_top IS
+	'For \watch 1: a line for each projection, the one furthest behind first; a bar of three marks is ten events, six are a hundred.';
 
 CREATE VIEW es_commands AS
 	SELECT name, category, event_type, validate, decide, creates, payload_type,
@@ -186,13 +369,15 @@ BEGIN
 	functions := CASE kind
 		WHEN 'reader' THEN ARRAY[
 			'es_read', 'es_stream', 'es_state', 'es_read_matching', 'es_read_to',
-			'es_settled', 'es_epoch', 'es_wait', 'suspended']
+			'es_watch_key', 'es_unwatch_key',
+			'es_settled', 'es_epoch', 'es_wait', 'es_health', 'suspended', 'top', 'stat_worker']
 		WHEN 'writer' THEN ARRAY[
 			'es_append', 'es_append_batch', 'es_append_if', 'es_lock_matching', 'es_submit',
 			'es_schedule', 'es_cancel', 'es_settled', 'es_epoch', 'es_wait']
 		WHEN 'projector' THEN ARRAY[
 			'es_create_projection', 'es_alter_projection', 'es_drop_projection',
-			'es_pause', 'es_resume', 'es_retry', 'es_discard',
+			'es_pause', 'es_resume', 'es_retry', 'es_discard', 'es_rebuild', 'es_cancel_rebuild',
+			'es_watch', 'es_unwatch', 'es_watch_key', 'es_unwatch_key', 'rebuilt', 'watches',
 			'es_settled', 'es_epoch', 'es_wait',
 			'suspended', 'batch_after', 'batch_to', 'batch_has', 'batch_event',
 			'stream_partition']
@@ -203,12 +388,12 @@ BEGIN
 	END;
 	relations := CASE kind
 		WHEN 'reader' THEN ARRAY[
-			'event', 'tag', 'es_projections', 'es_stat_partitions', 'es_commands',
-			'es_aggregates']
+			'event', 'tag', 'es_projections', 'es_stat_partitions', 'es_stat_rebuild',
+			'es_stat_workers', 'es_top', 'es_commands', 'es_aggregates']
 		WHEN 'writer' THEN ARRAY['es_commands', 'es_aggregates', 'es_schedules']
 		WHEN 'projector' THEN ARRAY[
-			'event', 'es_batch', 'es_projections', 'es_stat_partitions',
-			'es_projection_errors', 'dead_letter']
+			'event', 'es_batch', 'es_projections', 'es_stat_partitions', 'es_stat_rebuild',
+			'es_projection_errors', 'dead_letter', 'es_watches']
 		WHEN 'consumer' THEN ARRAY[
 			'event', 'es_subscriptions', 'es_dead_deliveries', 'es_channels']
 	END;

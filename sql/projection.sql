@@ -42,9 +42,7 @@ CREATE TABLE es.checkpoint (
 	error_at		timestamptz,
 	error_sqlstate	text,
 	error			text,
-	CONSTRAINT checkpoint_pkey PRIMARY KEY (projection, rebuild, partition),
-	CONSTRAINT checkpoint_projection_fkey FOREIGN KEY (projection)
-		REFERENCES es.projection (name) ON DELETE CASCADE
+	CONSTRAINT checkpoint_pkey PRIMARY KEY (projection, rebuild, partition)
 ) WITH (fillfactor = 50);
 COMMENT ON TABLE es.checkpoint IS
 	'How far each partition of a projection has applied; moved in the transaction that writes its read model.';
@@ -72,8 +70,6 @@ CREATE TABLE es.dead_letter (
 	discarded_by	text,
 	reason			text,
 	CONSTRAINT dead_letter_pkey PRIMARY KEY (projection, rebuild, "position"),
-	CONSTRAINT dead_letter_projection_fkey FOREIGN KEY (projection)
-		REFERENCES es.projection (name) ON DELETE CASCADE,
 	CONSTRAINT dead_letter_status_check
 		CHECK (status OPERATOR(pg_catalog.=) ANY (ARRAY['failed', 'parked', 'discarded']))
 );

@@ -79,6 +79,8 @@ COMMENT ON TABLE es.command_log IS
 COMMENT ON COLUMN es.command_log.fingerprint IS 'Hash of the payload: the same id with another payload is an error.';
 CREATE INDEX command_log_submitted_at_idx ON es.command_log (submitted_at);
 
+-- What is dumped has no foreign keys: pg_restore -j loads the tables of an
+-- extension in any order.
 SELECT pg_catalog.pg_extension_config_dump('es.event', '');
 SELECT pg_catalog.pg_extension_config_dump('es.tag', '');
 SELECT pg_catalog.pg_extension_config_dump('es.event_position', '');
@@ -279,7 +281,7 @@ COMMENT ON VIEW es_batch IS
 -- a row of the view.
 CREATE FUNCTION es.batch_event(es_batch) RETURNS es.event
 	LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
-	AS 'SELECT ROW($1.*)::es.event';
+	RETURN ROW($1.*)::es.event;
 COMMENT ON FUNCTION es.batch_event(es_batch) IS 'A row of es_batch as the event that it is.';
 CREATE CAST (es_batch AS es.event) WITH FUNCTION es.batch_event(es_batch) AS IMPLICIT;
 

@@ -40,7 +40,7 @@ typedef struct EsStatement
 {
 	const char *sql;
 	int			nargs;
-	Oid			types[12];
+	Oid			types[16];
 	SPIPlanPtr	plan;
 } EsStatement;
 

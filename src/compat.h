@@ -18,15 +18,18 @@
 
 #if PG_VERSION_NUM >= 160000
 #include "varatt.h"
+#include "catalog/pg_class.h"
 #include "catalog/pg_database.h"
 #include "catalog/pg_proc.h"
 #define es_owns_database(oid)	object_ownercheck(DatabaseRelationId, (oid), GetUserId())
+#define es_owns_relation(oid)	object_ownercheck(RelationRelationId, (oid), GetUserId())
 #define es_may_execute(oid) \
 	(object_aclcheck(ProcedureRelationId, (oid), GetUserId(), ACL_EXECUTE) == ACLCHECK_OK)
 #define es_may_use_type(oid) \
 	(object_aclcheck(TypeRelationId, (oid), GetUserId(), ACL_USAGE) == ACLCHECK_OK)
 #else
 #define es_owns_database(oid)	pg_database_ownercheck((oid), GetUserId())
+#define es_owns_relation(oid)	pg_class_ownercheck((oid), GetUserId())
 #define es_may_execute(oid) \
 	(pg_proc_aclcheck((oid), GetUserId(), ACL_EXECUTE) == ACLCHECK_OK)
 #define es_may_use_type(oid) \

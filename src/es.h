@@ -15,6 +15,8 @@
 #define ERRCODE_ES_CONDITION_FAILED		MAKE_SQLSTATE('E', 'S', '0', '0', '4')
 #define ERRCODE_ES_LEASE_LOST			MAKE_SQLSTATE('E', 'S', '0', '0', '5')
 
+#define ERRCODE_ES_CANNOT_REBUILD		MAKE_SQLSTATE('E', 'S', '0', '2', '0')
+
 /* Longest name of a stream, event type, category, command or projection. */
 #define ES_MAX_NAME		512
 

@@ -27,10 +27,12 @@ int			es_command_retention = 7 * SECS_PER_DAY;
 int			es_schedule_attempts = 10;
 int			es_max_databases = 64;
 int			es_notify_interval = 10;
+int			es_watch_max_keys = 1000;
 int			es_batch_interval = 5;
 int			es_batch_size = 10000;
 int			es_max_batch_size = 100000;
 int			es_max_projectors = 4;
+int			es_rebuild_lock_timeout = 2000;
 int			es_projector_synchronous_commit = SYNCHRONOUS_COMMIT_OFF;
 bool		es_allow_destructive = false;
 bool		es_workers = true;
@@ -149,14 +151,6 @@ define_store_settings(void)
 							&es_command_retention, 7 * SECS_PER_DAY, 0, INT_MAX,
 							PGC_SIGHUP, GUC_UNIT_S,
 							NULL, NULL, NULL);
-	/* A later definition would be fatal, and without shared memory idle. */
-	if (process_shared_preload_libraries_in_progress)
-		DefineCustomIntVariable("es.max_databases",
-								"Databases of this cluster that can hold an event log.",
-								NULL,
-								&es_max_databases, 64, 1, 10000,
-								PGC_POSTMASTER, 0,
-								NULL, NULL, NULL);
 	DefineCustomBoolVariable("es.allow_destructive",
 							 "Allow events to be changed or removed.",
 							 "Only for a superuser who knows why.",
@@ -166,22 +160,45 @@ define_store_settings(void)
 }
 
 /*
- * What the workers go by.
+ * What is fixed when the server starts.  A later definition would be fatal, and
+ * without shared memory idle.
  */
 static void
-define_worker_settings(void)
+define_server_settings(void)
 {
+	if (!process_shared_preload_libraries_in_progress)
+		return;
+	DefineCustomIntVariable("es.max_databases",
+							"Databases of this cluster that can hold an event log.",
+							NULL,
+							&es_max_databases, 64, 1, 10000,
+							PGC_POSTMASTER, 0,
+							NULL, NULL, NULL);
 	DefineCustomBoolVariable("es.workers",
 							 "Run background workers: projections are applied and news announced.",
 							 "Off for a physical copy that is not to act: it cannot be told from a standby that was promoted.",
 							 &es_workers, true,
 							 PGC_POSTMASTER, 0,
 							 NULL, NULL, NULL);
+}
+
+/*
+ * What the workers go by.
+ */
+static void
+define_worker_settings(void)
+{
 	DefineCustomIntVariable("es.notify_interval",
 							"Least time between two notifications of news.",
 							"News after a quiet time are announced at once.",
 							&es_notify_interval, 10, 0, 60000,
 							PGC_SIGHUP, GUC_UNIT_MS,
+							NULL, NULL, NULL);
+	DefineCustomIntVariable("es.watch_max_keys",
+							"Changed keys of a watched table that are announced one by one.",
+							"Where more have changed, listeners are told just that.",
+							&es_watch_max_keys, 1000, 1, 100000,
+							PGC_SIGHUP, 0,
 							NULL, NULL, NULL);
 	DefineCustomIntVariable("es.batch_interval",
 							"Least time between two small batches of a projector.",
@@ -200,6 +217,12 @@ define_worker_settings(void)
 							"A projection's own batch_size goes before this.",
 							&es_max_batch_size, 100000, 1, 10000000,
 							PGC_SIGHUP, 0,
+							NULL, NULL, NULL);
+	DefineCustomIntVariable("es.rebuild_lock_timeout",
+							"How long the end of a rebuild waits for a lock.",
+							"Where that is not enough, it is tried again later.",
+							&es_rebuild_lock_timeout, 2000, 1, INT_MAX,
+							PGC_SIGHUP, GUC_UNIT_MS,
 							NULL, NULL, NULL);
 	DefineCustomIntVariable("es.max_projectors",
 							"Projector processes of a database.",
@@ -225,6 +248,7 @@ define_worker_settings(void)
 void
 es_guc_init(void)
 {
+	define_server_settings();
 	define_store_settings();
 	define_worker_settings();
 	MarkGUCPrefixReserved("es");

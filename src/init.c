@@ -8,15 +8,18 @@
 #include "catalog.h"
 #include "command/definition.h"
 #include "es.h"
+#include "fanout/change.h"
 #include "fanout/channel.h"
 #include "fanout/lease.h"
 #include "fmgr.h"
 #include "guc.h"
 #include "miscadmin.h"
+#include "projection/depend.h"
 #include "projection/registry.h"
 #include "projection/sync.h"
 #include "storage/ipc.h"
 #include "store/guard.h"
+#include "store/hint.h"
 #include "store/wakeup.h"
 #include "store/watermark.h"
 #include "worker/database.h"
@@ -36,6 +39,7 @@ shmem_request(void)
 	if (previous_shmem_request)
 		previous_shmem_request();
 	es_watermark_shmem_request();
+	es_hint_shmem_request();
 	es_wakeup_shmem_request();
 	es_lease_shmem_request();
 	es_shell_shmem_request();
@@ -48,6 +52,7 @@ shmem_startup(void)
 		previous_shmem_startup();
 	LWLockAcquire(AddinShmemInitLock, LW_EXCLUSIVE);
 	es_watermark_shmem_init();
+	es_hint_shmem_init();
 	es_wakeup_shmem_init();
 	es_lease_shmem_init();
 	es_shell_shmem_init();
@@ -66,6 +71,8 @@ _PG_init(void)
 	es_channel_init();
 	es_lease_init();
 	es_sync_init();
+	es_change_init();
+	es_depend_init();
 
 	/* Without shared memory the rest could do nothing; see es_database(). */
 	if (!process_shared_preload_libraries_in_progress)

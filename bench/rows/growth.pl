@@ -21,8 +21,10 @@ row size => 'bytes on disk of an event with its indexes, beside raw', sub {
 	load_events('bare', $n);
 	sql('plain', qq{
 		INSERT INTO raw (version, stream, category, type, payload)
-		SELECT row_number() OVER (PARTITION BY s ORDER BY n), 'account-' || s, 'account', 'Deposited', '$payload'
-		  FROM (SELECT n, (1 + random() * ($opt{streams} - 1))::int AS s FROM generate_series(1, $n) n) r
+		SELECT row_number() OVER (PARTITION BY s ORDER BY n), 'account-' || s, 'account',
+			'Deposited', '$payload'
+		  FROM (SELECT n, (1 + random() * ($opt{streams} - 1))::int AS s
+				  FROM generate_series(1, $n) n) r
 		 ORDER BY n;
 		VACUUM raw});
 	figure(title => 'size of an event, indexes in', setting => "$n events, payload of 300 bytes",

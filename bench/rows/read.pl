@@ -47,12 +47,15 @@ row state => 'es_state() of 100 events, evolve in SQL, beside a loop in PL/pgSQL
 			SELECT jsonb_build_object('balance',
 				coalesce((state->>'balance')::bigint, 0) + (event.payload->>'amount')::bigint)
 		$$;
-		CREATE OR REPLACE FUNCTION state_by_loop(stream text) RETURNS jsonb LANGUAGE plpgsql STABLE AS $$
+		CREATE OR REPLACE FUNCTION state_by_loop(stream text) RETURNS jsonb
+		LANGUAGE plpgsql STABLE AS $$
 		DECLARE
 			state jsonb := '{}';
 			event es.event;
 		BEGIN
-			FOR event IN SELECT * FROM es.event e WHERE e.stream = state_by_loop.stream ORDER BY version LOOP
+			FOR event IN
+				SELECT * FROM es.event e WHERE e.stream = state_by_loop.stream ORDER BY version
+			LOOP
 				state := evolve(state, event);
 			END LOOP;
 			RETURN state;

@@ -114,6 +114,7 @@ load(const char *category)
 		MemoryContext old = MemoryContextSwitchTo(context);
 
 		aggregate = palloc0(sizeof(EsAggregate));
+		aggregate->evolve_plan = palloc0(sizeof(EsCallPlan));
 		aggregate->category = pstrdup(category);
 		evolve = pstrdup(es_spi_text(0, 1));
 		aggregate->initial_state = DatumGetJsonbPCopy(es_spi_value(0, 2, &isnull));

@@ -53,6 +53,7 @@ static EsStatement owner_of_type = ES_SQL(
 	"SELECT owner FROM es.command_type WHERE name = $1 FOR UPDATE",
 	1, TEXTOID);
 static EsStatement delete_type = ES_SQL(
+	"WITH g AS (DELETE FROM es.command_grant WHERE command = $1) "
 	"DELETE FROM es.command_type WHERE name = $1", 1, TEXTOID);
 
 /*
@@ -90,6 +91,7 @@ load(const char *name)
 		MemoryContext old = MemoryContextSwitchTo(context);
 
 		type = palloc0(sizeof(EsCommandType));
+		type->validate_plan = palloc0(sizeof(EsCallPlan));
 		type->name = pstrdup(name);
 		type->category = cstring_to_text(es_spi_text(0, 1));
 		type->event_type = event_type ? cstring_to_text(event_type) : NULL;

@@ -109,7 +109,7 @@ typedef struct Fold
 	EsState    *s;
 	text	   *stream;
 	Snapshot	snapshot;
-	FmgrInfo	evolve;
+	EsCall		evolve;
 	MemoryContext contexts[2];
 	int			current;
 	TupleTableSlot *slot;
@@ -132,7 +132,7 @@ evolve_context(void *arg)
 	Fold	   *f = (Fold *) arg;
 
 	errcontext("evolve function %s at version " INT64_FORMAT " of stream \"%s\"",
-			   format_procedure(f->evolve.fn_oid),
+			   format_procedure(f->s->aggregate->evolve),
 			   f->s->version + 1, text_to_cstring(f->stream));
 }
 
@@ -159,24 +159,16 @@ evolve(Fold *f)
 {
 	EsState    *s = f->s;
 	MemoryContext old = MemoryContextSwitchTo(f->contexts[f->current]);
-	PgStat_FunctionCallUsage usage;
 	Datum		result;
+	bool		isnull;
 
-	LOCAL_FCINFO(call, 2);
-
-	InitFunctionCallInfoData(*call, &f->evolve, 2, InvalidOid, NULL, NULL);
-	call->args[0].value = JsonbPGetDatum(s->state);
-	call->args[0].isnull = false;
-	call->args[1].value = ExecFetchSlotHeapTupleDatum(f->slot);
-	call->args[1].isnull = false;
-	pgstat_init_function_usage(call, &usage);
-	result = FunctionCallInvoke(call);
-	pgstat_end_function_usage(&usage, true);
-	if (call->isnull)
+	result = es_call(&f->evolve, JsonbPGetDatum(s->state),
+					 ExecFetchSlotHeapTupleDatum(f->slot), &isnull);
+	if (isnull)
 		ereport(ERROR,
 				(errcode(ERRCODE_E_R_I_E_NULL_VALUE_NOT_ALLOWED),
 				 errmsg("evolve function %s returned NULL for the event at position " INT64_FORMAT,
-						format_procedure(f->evolve.fn_oid),
+						format_procedure(s->aggregate->evolve),
 						column_int64(f->slot, EVENT_POSITION)),
 				 errdetail("It is version " INT64_FORMAT " of stream \"%s\".",
 						   column_int64(f->slot, EVENT_VERSION), text_to_cstring(f->stream)),
@@ -379,8 +371,7 @@ run_fold(EsState *s, text *stream, int64 to, Snapshot snapshot,
 {
 	EsAggregate *a = s->aggregate;
 	MemoryContext context = CurrentMemoryContext;
-	const char *deciding = es_deciding_begin(psprintf("the evolve function of category \"%s\"",
-													  a->category));
+	const char *deciding;
 	Fold		f = {.s = s,.stream = stream,.snapshot = snapshot};
 	ErrorContextCallback callback;
 	bool		outer = evolving;
@@ -388,7 +379,6 @@ run_fold(EsState *s, text *stream, int64 to, Snapshot snapshot,
 
 	if (!es_may_execute(a->evolve))
 		aclcheck_error(ACLCHECK_NO_PRIV, OBJECT_FUNCTION, get_func_name(a->evolve));
-	fmgr_info(a->evolve, &f.evolve);
 	for (int i = 0; i < 2; i++)
 		f.contexts[i] = AllocSetContextCreate(context, "es fold",
 											  ALLOCSET_DEFAULT_SIZES);
@@ -402,10 +392,12 @@ run_fold(EsState *s, text *stream, int64 to, Snapshot snapshot,
 	evolving = true;
 	PG_TRY();
 	{
+		es_call_begin(&f.evolve, a->evolve_plan, a->evolve, es_rowtype("event"));
 		if (go_on)
 			(void) fold_events(&f, to, false);
 		else
 			fold_to(&f, to, use_cache);
+		es_call_end(&f.evolve);
 	}
 	PG_FINALLY();
 	{

@@ -62,7 +62,7 @@ static EsStatement save_busy = ES_SQL(
 	3, TEXTOID, TEXTOID, INT4ARRAYOID);
 static EsStatement save_position = ES_SQL(
 	"UPDATE es.subscription_partition SET position = $3, attempts = 0, "
-	"  batch = CASE WHEN delivered > $3 THEN batch ELSE 0 END, "
+	"  batch = CASE WHEN handed_out > $3 THEN batch ELSE 0 END, "
 	"  failing = CASE WHEN failing > $3 THEN failing END, "
 	"  failures = CASE WHEN failing > $3 THEN failures ELSE 0 END, "
 	"  error = CASE WHEN failing > $3 THEN error END "
@@ -83,7 +83,7 @@ static EsStatement extend_consumer = ES_SQL(
 	"WHERE subscription = $1 AND consumer = $2", 3, TEXTOID, TEXTOID, FLOAT8OID);
 static EsStatement leave = ES_SQL(
 	"WITH c AS (DELETE FROM es.subscription_consumer WHERE subscription = $1 AND consumer = $2) "
-	"UPDATE es.subscription_partition SET consumer = NULL, lease_until = NULL "
+	"UPDATE es.subscription_partition SET consumer = NULL, lease_until = NULL, delivered = position "
 	"WHERE subscription = $1 AND consumer = $2", 2, TEXTOID, TEXTOID);
 
 static void
@@ -176,23 +176,40 @@ save_holding(const Holding *h)
 }
 
 /*
- * Refuse a position that the consumer was not given.
+ * Refuse a position beyond what the consumer was given; or was given once, but
+ * it has fetched again or given it back since, perhaps under the same name in
+ * another session.
  */
 static void
 check_fetched(const Holding *h, int64 position, int partition)
 {
 	int64		delivered = 0;
+	int64		handed_out = 0;
 
 	for (int i = 0; i < h->npartitions; i++)
-		if (partition == ALL_PARTITIONS || h->partitions[i].number == partition)
-			delivered = Max(delivered, h->partitions[i].delivered);
+	{
+		EsPartition *p = &h->partitions[i];
+
+		if (partition != ALL_PARTITIONS && p->number != partition)
+			continue;
+		delivered = Max(delivered, p->delivered);
+		handed_out = Max(handed_out, p->handed_out);
+	}
+	if (position > delivered && position <= handed_out)
+		ereport(ERROR,
+				(errcode(ERRCODE_ES_LEASE_LOST),
+				 errmsg("consumer \"%s\" of subscription \"%s\" does not hold position " INT64_FORMAT " any more",
+						text_to_cstring(h->consumer), text_to_cstring(h->subscription.name),
+						position),
+				 errdetail("Its last es_fetch() gave it events up to position " INT64_FORMAT ".", delivered),
+				 errhint("Drop what was not acknowledged and call es_fetch().")));
 	if (position > delivered)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("position " INT64_FORMAT " was not fetched by consumer \"%s\"",
 						position, text_to_cstring(h->consumer)),
 				 errdetail("It was given events up to position " INT64_FORMAT ".", delivered),
-				 errhint("Acknowledge positions that es_fetch() returned; after es_nack() events are to be fetched again.")));
+				 errhint("Acknowledge positions that es_fetch() returned.")));
 }
 
 static void
@@ -255,7 +272,8 @@ read_names(FunctionCallInfo fcinfo, Holding *h)
  * The consumer has handled all it was given up to a position, in all its
  * partitions or, where it names one, in that.  To acknowledge again does
  * nothing.  Errors: ES005 where it does not hold a partition any more in which
- * it has events to acknowledge, 22023 beyond what it was given.
+ * it has events to acknowledge, or was given others since; 22023 beyond what
+ * was handed out.
  */
 Datum
 es_ack(PG_FUNCTION_ARGS)
@@ -331,7 +349,7 @@ write_failure(const Holding *h, const EsPartition *p, const char *reason, int64 
 static void
 give_back_letter(Holding *h, EsPartition *p, EsLetter *letter, const char *reason)
 {
-	es_letter_give_back(&h->subscription, letter->position);
+	es_letters_take_back(&h->subscription, p->number, letter->position);
 	if (letter->deliveries >= h->subscription.max_deliveries)
 		es_letter_park(NULL, &h->subscription, *letter,
 					   reason ? reason : "given back");

@@ -8,8 +8,10 @@
  * when the settled position has moved lets it look again.
  *
  * What was handed out and not acknowledged is handed out again by the next
- * call, of the same consumer or of the next one that holds the partition.  As
- * long as that brings no progress, fewer and fewer at a time: an event that
+ * call, of the same consumer or of the next one that holds the partition.  The
+ * consumer may have been started anew and know nothing of an earlier call, so
+ * what it acknowledges is only ever what the last one gave it.  As long as
+ * handing out again brings no progress, fewer and fewer at a time: an event that
  * kills its consumer is alone in the end, and it is the one that is parked
  * then.
  *-------------------------------------------------------------------------
@@ -74,7 +76,7 @@ typedef struct Portion
 	int			redelivered;	/* of these, handed out before */
 	int64		first;
 	int64		last;
-	int64		old_delivered;
+	int64		old_handed_out;
 	int64		clear_to;		/* nothing for us up to here, in this call */
 } Portion;
 
@@ -96,13 +98,13 @@ static EsStatement save_partition = ES_SQL(
 	"UPDATE es.subscription_partition SET position = $3, delivered = $4, attempts = $5, "
 	"  batch = $6, failing = nullif($7, 0), failures = $8, "
 	"  error = CASE WHEN $7 = 0 THEN NULL ELSE error END, retry_at = CASE WHEN $9 THEN NULL ELSE retry_at END, "
-	"  redeliveries = redeliveries + $10, consumer = $11, "
+	"  redeliveries = redeliveries + $10, consumer = $11, handed_out = $13, "
 	"  lease_until = clock_timestamp() + make_interval(secs => $12) "
 	"WHERE subscription = $1 AND partition = $2",
-	12, TEXTOID, INT4OID, INT8OID, INT8OID, INT4OID, INT4OID, INT8OID, INT4OID,
-	BOOLOID, INT8OID, TEXTOID, FLOAT8OID);
+	13, TEXTOID, INT4OID, INT8OID, INT8OID, INT4OID, INT4OID, INT8OID, INT4OID,
+	BOOLOID, INT8OID, TEXTOID, FLOAT8OID, INT8OID);
 static EsStatement release_partition = ES_SQL(
-	"UPDATE es.subscription_partition SET consumer = NULL, lease_until = NULL "
+	"UPDATE es.subscription_partition SET consumer = NULL, lease_until = NULL, delivered = position "
 	"WHERE subscription = $1 AND partition = $2", 2, TEXTOID, INT4OID);
 static EsStatement save_consumer = ES_SQL(
 	"INSERT INTO es.subscription_consumer AS c (subscription, consumer, active_until, unacknowledged) "
@@ -162,12 +164,16 @@ open_portions(Fetch *f)
 		Portion    *portion = &f->portions[i];
 
 		portion->open = p->wanted && p->retry_at <= f->group.now;
-		portion->again = p->delivered > p->position;
+		portion->again = p->handed_out > p->position;
 		portion->limit = f->max_count;
 		portion->count = portion->redelivered = 0;
-		portion->old_delivered = p->delivered;
+		portion->old_handed_out = p->handed_out;
 		if (portion->again)
-			portion->limit = Min(portion->limit, limit_of(f, p));
+		{
+			int			limit = limit_of(f, p);
+
+			portion->limit = Min(portion->limit, limit);
+		}
 	}
 }
 
@@ -189,7 +195,7 @@ park_first(Fetch *f, EsPartition *p, Portion *portion, TupleTableSlot *event,
 				   psprintf("not acknowledged after %d deliveries", p->attempts));
 	p->position = position;
 	p->attempts = 0;
-	portion->again = portion->old_delivered > position;
+	portion->again = p->handed_out > position;
 	portion->limit = portion->again ? 2 : f->max_count;
 }
 
@@ -199,7 +205,7 @@ park_first(Fetch *f, EsPartition *p, Portion *portion, TupleTableSlot *event,
 static int
 deliveries_of(const EsPartition *p, const Portion *portion, int64 position)
 {
-	int			n = position <= portion->old_delivered ? Max(p->attempts + 1, 2) : 1;
+	int			n = position <= portion->old_handed_out ? Max(p->attempts + 1, 2) : 1;
 
 	return position == p->failing ? Max(n, p->failures + 1) : n;
 }
@@ -241,7 +247,7 @@ hand_out(Fetch *f, TupleTableSlot *event, int64 position)
 	if (portion->count++ == 0)
 		portion->first = position;
 	portion->last = position;
-	if (position <= portion->old_delivered)
+	if (position <= portion->old_handed_out)
 		portion->redelivered++;
 	return f->count < f->max_count;
 }
@@ -347,6 +353,24 @@ scan_letters(Fetch *f)
 }
 
 /*
+ * Parked events that were handed out again and are not acknowledged are not
+ * handed out any more, until they are again.
+ */
+static void
+take_back_letters(Fetch *f)
+{
+	for (int i = 0; i < f->subscription.partitions; i++)
+	{
+		EsPartition *p = &f->group.partitions[i];
+
+		if ((p->wanted || p->surplus) && p->retrying)
+			es_letters_take_back(&f->subscription, i, 0);
+		if (p->wanted || p->surplus)
+			p->retrying = false;
+	}
+}
+
+/*
  * What the state of a partition is after events up to "bound" were looked at.
  */
 static void
@@ -363,10 +387,10 @@ move_partition(EsPartition *p, const Portion *portion, int64 bound)
 		p->position = Max(p->position, portion->first - 1);
 		p->attempts++;
 		p->batch = portion->count;
-		p->delivered = Max(portion->last, portion->old_delivered);
 	}
-	p->delivered = Max(p->delivered, p->position);
-	if (p->delivered == p->position)
+	p->delivered = portion->count > 0 ? portion->last : p->position;
+	p->handed_out = Max(p->handed_out, p->delivered);
+	if (p->handed_out == p->position)
 		p->batch = p->attempts = 0;
 	if (p->failing != 0 && p->failing <= p->position)
 		p->failing = p->failures = 0;
@@ -375,7 +399,7 @@ move_partition(EsPartition *p, const Portion *portion, int64 bound)
 static void
 save(Fetch *f, const EsPartition *p, const Portion *portion)
 {
-	Datum		values[12];
+	Datum		values[13];
 
 	values[0] = PointerGetDatum(f->subscription.name);
 	values[1] = Int32GetDatum(p->number);
@@ -389,6 +413,7 @@ save(Fetch *f, const EsPartition *p, const Portion *portion)
 	values[9] = Int64GetDatum(portion->redelivered);
 	values[10] = PointerGetDatum(f->consumer);
 	values[11] = Float8GetDatum(f->lease_ms / 1000.0);
+	values[12] = Int64GetDatum(p->handed_out);
 	(void) es_run(&save_partition, values, NULL);
 }
 
@@ -426,10 +451,9 @@ save_partitions(Fetch *f, int64 bound)
 		else if (p->surplus)
 		{
 			es_wake_consumers_at_commit();
-			if (!es_partition_is_busy(p))
-				release(f, p);
+			release(f, p);
 		}
-		if ((p->wanted || es_group_is_mine(&f->group, p)) && es_partition_is_busy(p))
+		if (p->wanted && es_partition_is_busy(p))
 			busy[nbusy++] = Int32GetDatum(i);
 	}
 	return construct_array(busy, nbusy, INT4OID, sizeof(int32), true, TYPALIGN_INT);
@@ -518,6 +542,7 @@ take(Fetch *f, bool anyway)
 	{
 		int64		bound;
 
+		take_back_letters(f);
 		es_letters_load(&f->letters, &f->subscription);
 		open_portions(f);
 		settled = es_settled_position();

@@ -8,9 +8,9 @@
  * of their names, the first n % m get one more than the others.  Whoever has
  * less than its share takes partitions that nobody holds, those whose lease
  * has ended, and idle ones of consumers that have more than theirs.  Whoever
- * has more is handed out no new events from what is too much, so that it
- * becomes idle.  A partition is idle when all that was handed out from it is
- * acknowledged; it can change hands without anybody handling an event twice.
+ * has more gives back what is too much when it fetches.  A partition is idle
+ * when all that was handed out from it is acknowledged; it can change hands
+ * without anybody handling an event twice.
  *
  * A consumer is active until its last lease ends, which its row says, and as
  * long as it waits in es_fetch().  That cannot be read from a table, since the
@@ -57,7 +57,7 @@ static bool wake_at_commit = false;
 	"SELECT p.partition, p.position, p.delivered, p.attempts, p.batch, p.failing, " \
 	"  p.failures, p.retry_at, p.consumer, p.lease_until, " \
 	"  EXISTS (SELECT FROM es.subscription_dead_letter d WHERE d.subscription = p.subscription " \
-	"    AND d.partition = p.partition AND d.status = 'delivered') " \
+	"    AND d.partition = p.partition AND d.status = 'delivered'), p.handed_out " \
 	"FROM es.subscription_partition p WHERE p.subscription = $1 "
 
 static EsStatement select_partitions = ES_SQL(
@@ -204,6 +204,7 @@ read_partition(EsPartition *p, uint64 row)
 	p->consumer = es_spi_text(row, 9);
 	p->lease_until = time_column(row, 10);
 	p->retrying = DatumGetBool(es_spi_value(row, 11, &isnull));
+	p->handed_out = DatumGetInt64(es_spi_value(row, 12, &isnull));
 }
 
 static void
@@ -318,7 +319,8 @@ share_of(const EsGroup *group, uint64 consumer)
 
 /*
  * Decide which of the partitions that we hold we keep: first those with events
- * that we have not acknowledged.  Returns how many more should be ours.
+ * that we have not acknowledged, which we get again.  Returns how many more
+ * should be ours.
  */
 static int
 keep_mine(EsGroup *group, int share)
@@ -424,6 +426,7 @@ is_still_ours(const EsGroup *group, const EsPartition *before, const EsPartition
 		return es_group_is_mine(group, after);
 	return after->lease_until == before->lease_until &&
 		after->delivered == before->delivered &&
+		after->handed_out == before->handed_out &&
 		after->position == before->position &&
 		after->retrying == before->retrying &&
 		(after->consumer == NULL) == (before->consumer == NULL) &&

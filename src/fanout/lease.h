@@ -16,7 +16,8 @@ typedef struct EsPartition
 {
 	int			number;
 	int64		position;		/* all up to here is done with */
-	int64		delivered;		/* handed out up to here */
+	int64		delivered;		/* up to here, the consumer has got events */
+	int64		handed_out;		/* up to here, some consumer ever has */
 	int			attempts;		/* of the first one behind position */
 	int			batch;			/* events handed out last */
 	int64		failing;		/* the event given back last, or 0 */

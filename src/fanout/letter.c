@@ -53,11 +53,10 @@ static EsStatement acknowledge = ES_SQL(
 	"DELETE FROM es.subscription_dead_letter WHERE subscription = $1 "
 	"AND partition = ANY ($2) AND position <= $3 AND status = 'delivered'",
 	3, TEXTOID, INT4ARRAYOID, INT8OID);
-static EsStatement give_back = ES_SQL(
+static EsStatement take_back = ES_SQL(
 	"UPDATE es.subscription_dead_letter SET status = 'retry' "
-	"WHERE subscription = $1 AND position >= $2 AND status = 'delivered' "
-	"  AND partition = (SELECT partition FROM es.subscription_dead_letter "
-	"    WHERE subscription = $1 AND position = $2)", 2, TEXTOID, INT8OID);
+	"WHERE subscription = $1 AND partition = $2 AND position >= $3 AND status = 'delivered'",
+	3, TEXTOID, INT4OID, INT8OID);
 
 static void
 read_letter(EsLetter *letter, uint64 row)
@@ -198,15 +197,16 @@ es_letter_find(EsLetter *letter, const EsSubscription *subscription, int64 posit
 }
 
 /*
- * A letter that was handed out again comes back, and with it those behind it
- * in its partition.
+ * The letters of a partition from a position on that were handed out again are
+ * to be so once more.
  */
 void
-es_letter_give_back(const EsSubscription *subscription, int64 position)
+es_letters_take_back(const EsSubscription *subscription, int partition, int64 position)
 {
-	Datum		values[2];
+	Datum		values[3];
 
 	values[0] = PointerGetDatum(subscription->name);
-	values[1] = Int64GetDatum(position);
-	(void) es_run(&give_back, values, NULL);
+	values[1] = Int32GetDatum(partition);
+	values[2] = Int64GetDatum(position);
+	(void) es_run(&take_back, values, NULL);
 }

@@ -39,6 +39,7 @@ extern void es_letters_acknowledge(const EsSubscription *subscription,
 								   ArrayType *partitions, int64 position);
 extern bool es_letter_find(EsLetter *letter, const EsSubscription *subscription,
 						   int64 position);
-extern void es_letter_give_back(const EsSubscription *subscription, int64 position);
+extern void es_letters_take_back(const EsSubscription *subscription, int partition,
+								 int64 position);
 
 #endif							/* ES_FANOUT_LETTER_H */

@@ -26,16 +26,9 @@
 #include "store/identity.h"
 #include "store/scan.h"
 #include "utils/builtins.h"
-#include "utils/guc.h"
 #include "utils/snapmgr.h"
 
 PG_FUNCTION_INFO_V1(es_notify_failures);
-
-/*
- * A session that waits for a synchronous standby in a commit that notifies
- * holds the lock of all notifiers.
- */
-#define LOCK_TIMEOUT	"1s"
 
 static EsStatement select_announced = ES_SQL(
 	"SELECT position, failures FROM es.announced", 0, InvalidOid);
@@ -155,9 +148,6 @@ es_announce(int64 after, int64 settled)
 	List	   *channels = es_channels();
 	ListCell   *cell;
 
-	(void) set_config_option("lock_timeout", LOCK_TIMEOUT,
-							 PGC_USERSET, PGC_S_SESSION,
-							 GUC_ACTION_LOCAL, true, 0, false);
 	if (channels != NIL)
 		count_news(channels, after, settled);
 	foreach(cell, channels)

@@ -48,13 +48,15 @@ static EsStatement insert_subscription = ES_SQL(
 	"WITH s AS (INSERT INTO es.subscription (name, categories, types, partitions, "
 	"  start_after, max_deliveries, owner) VALUES ($1, $2, $3, $4, $5, $6, $7) "
 	" ON CONFLICT DO NOTHING RETURNING name, partitions, start_after) "
-	"INSERT INTO es.subscription_partition (subscription, partition, position, delivered) "
-	"SELECT name, i, start_after, start_after FROM s, generate_series(0, partitions - 1) i",
+	"INSERT INTO es.subscription_partition (subscription, partition, position, delivered, handed_out) "
+	"SELECT name, i, start_after, start_after, start_after FROM s, generate_series(0, partitions - 1) i",
 	7, TEXTOID, TEXTARRAYOID, TEXTARRAYOID, INT4OID, INT8OID, INT4OID, REGROLEOID);
 static EsStatement select_subscription = ES_SQL(
 	"SELECT owner, partitions, max_deliveries, categories, types "
 	"FROM es.subscription WHERE name = $1", 1, TEXTOID);
 static EsStatement delete_subscription = ES_SQL(
+	"WITH p AS (DELETE FROM es.subscription_partition WHERE subscription = $1), "
+	"  l AS (DELETE FROM es.subscription_dead_letter WHERE subscription = $1) "
 	"DELETE FROM es.subscription WHERE name = $1", 1, TEXTOID);
 static EsStatement find_letter = ES_SQL(
 	"SELECT d.stream, d.partition, d.status, "

@@ -16,6 +16,7 @@
 #include "fmgr.h"
 #include "miscadmin.h"
 #include "projection/define.h"
+#include "projection/rebuild.h"
 #include "projection/registry.h"
 #include "projection/sync.h"
 #include "store/append.h"
@@ -177,6 +178,10 @@ es_alter_projection(PG_FUNCTION_ARGS)
 	es_check_name("projection name", PG_ARGISNULL(0) ? NULL : PG_GETARG_TEXT_PP(0));
 	check_arguments(fcinfo, mode);
 	es_projection_lock(name);
+	if (!PG_ARGISNULL(ARG_QUERY))
+		es_rebuild_refuse_if_active(name, "the query");
+	if (!PG_ARGISNULL(ARG_PARTITIONS))
+		es_rebuild_refuse_if_active(name, "the number of partitions");
 	if (mode && strcmp(mode, "async") == 0 && es_projection_is_sync(name))
 		es_projection_make_async(name);
 	if (!PG_ARGISNULL(ARG_PARTITIONS))

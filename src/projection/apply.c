@@ -26,6 +26,7 @@
 #include "catalog.h"
 #include "catalog/pg_type.h"
 #include "es.h"
+#include "fault.h"
 #include "guc.h"
 #include "projection/apply.h"
 #include "projection/batch.h"
@@ -127,7 +128,9 @@ es_projection_apply_batch(EsProjection *p, const EsBatch *batch, int64 settled)
 		if (p->filter.nparked > 0)
 			es_park_events(p, batch);
 	}
+	ES_FAULT("projector.model");
 	put_checkpoint(p, batch->to, events, catching_up);
+	ES_FAULT("projector.checkpoint");
 	if (catching_up != p->catching_up)
 		es_projections_changed();
 	p->catching_up = catching_up;

@@ -15,7 +15,8 @@ typedef enum EsApplied
 	ES_APPLIED,					/* a batch; there may be more */
 	ES_CAUGHT_UP,				/* nothing more up to the settled position */
 	ES_BUSY,					/* somebody else holds the checkpoint */
-	ES_STALE					/* the definition is not this any more */
+	ES_STALE,					/* the definition is not this any more */
+	ES_STEPPED					/* a step of a rebuild that is no batch */
 } EsApplied;
 
 extern EsApplied es_projection_apply(EsProjection *p);

@@ -17,12 +17,15 @@
 #include "access/stratnum.h"
 #include "access/table.h"
 #include "access/tableam.h"
+#include "access/visibilitymap.h"
 #include "catalog.h"
 #include "es.h"
 #include "executor/executor.h"
 #include "guc.h"
 #include "miscadmin.h"
 #include "projection/batch.h"
+#include "storage/bufmgr.h"
+#include "store/scan.h"
 #include "store/table.h"
 #include "utils/fmgroids.h"
 #include "utils/rel.h"
@@ -69,8 +72,13 @@ first_position(const EsProjection *p, int64 settled)
 	rel = table_open(es_catalog()->event, AccessShareLock);
 	slot = table_slot_create(rel, NULL);
 	for (int i = 0; i < p->filter.ncategories; i++)
-		first = Min(first, first_of_category(rel, slot, p->filter.categories[i],
-											 p->position, settled));
+	{
+		int64		candidate = first_of_category(rel, slot,
+												  p->filter.categories[i],
+												  p->position, settled);
+
+		first = Min(first, candidate);
+	}
 	ExecDropSingleTupleTableSlot(slot);
 	table_close(rel, AccessShareLock);
 	return first;
@@ -120,32 +128,64 @@ es_batch_next(const EsProjection *p, int64 settled)
 }
 
 /*
- * How many events are in a batch.
+ * How many events are in a range of the log.  As in an index-only scan, rows on
+ * pages that are visible to everybody are counted without looking at them.
  */
-int64
-es_batch_count(const EsProjection *p, const EsBatch *batch)
+static int64
+count_all(int64 after, int64 to)
 {
 	Relation	rel = table_open(es_catalog()->event, AccessShareLock);
 	Relation	index = index_open(es_catalog()->event_key, AccessShareLock);
 	TupleTableSlot *slot = table_slot_create(rel, NULL);
 	IndexScanDesc scan = es_index_beginscan(rel, index, GetActiveSnapshot(), 2);
+	Buffer		visibility = InvalidBuffer;
+	ItemPointer tid;
 	ScanKeyData keys[2];
 	int64		count = 0;
 
 	ScanKeyInit(&keys[0], 1, BTGreaterStrategyNumber, F_INT8GT,
-				Int64GetDatum(batch->after));
+				Int64GetDatum(after));
 	ScanKeyInit(&keys[1], 1, BTLessEqualStrategyNumber, F_INT8LE,
-				Int64GetDatum(batch->to));
+				Int64GetDatum(to));
 	index_rescan(scan, keys, 2, NULL, 0);
-	while (index_getnext_slot(scan, ForwardScanDirection, slot))
+	while ((tid = index_getnext_tid(scan, ForwardScanDirection)) != NULL)
 	{
 		CHECK_FOR_INTERRUPTS();
-		if (!p->filtered || es_filter_passes(&p->filter, slot))
+		if (VM_ALL_VISIBLE(rel, ItemPointerGetBlockNumber(tid), &visibility) ||
+			index_fetch_heap(scan, slot))
 			count++;
 	}
+	if (BufferIsValid(visibility))
+		ReleaseBuffer(visibility);
 	index_endscan(scan);
 	ExecDropSingleTupleTableSlot(slot);
 	index_close(index, NoLock);
 	table_close(rel, AccessShareLock);
 	return count;
+}
+
+/*
+ * The same of those that pass a filter.
+ */
+static int64
+count_filtered(const EsFilter *filter, int64 after, int64 to)
+{
+	EsEventScan scan;
+	int64		count = 0;
+
+	es_event_scan_begin(&scan, filter, after, to);
+	while (es_event_scan_next(&scan) != NULL)
+		count++;
+	es_event_scan_end(&scan);
+	return count;
+}
+
+/*
+ * How many events are in a batch.
+ */
+int64
+es_batch_count(const EsProjection *p, const EsBatch *batch)
+{
+	return p->filtered ? count_filtered(&p->filter, batch->after, batch->to)
+		: count_all(batch->after, batch->to);
 }

@@ -25,6 +25,7 @@
 #include "parser/parser.h"
 #include "projection/apply.h"
 #include "projection/define.h"
+#include "projection/rebuild.h"
 #include "projection/registry.h"
 #include "projection/sync.h"
 #include "storage/lmgr.h"
@@ -75,9 +76,12 @@ static EsStatement lock_checkpoints = ES_SQL(
 	"SELECT FROM es.checkpoint WHERE projection = $1 AND rebuild = 0 "
 	"ORDER BY partition FOR UPDATE", 1, TEXTOID);
 static EsStatement revise = ES_SQL(
-	"UPDATE es.checkpoint SET revision = revision + 1 WHERE projection = $1", 1, TEXTOID);
+	"UPDATE es.checkpoint SET revision = revision + 1 WHERE projection = $1 AND rebuild = 0",
+	1, TEXTOID);
 static EsStatement delete_projection = ES_SQL(
-	"WITH l AS (DELETE FROM es.dead_letter WHERE projection = $1), "
+	"WITH c AS (DELETE FROM es.checkpoint WHERE projection = $1), "
+	"  l AS (DELETE FROM es.dead_letter WHERE projection = $1), "
+	"  r AS (DELETE FROM es.rebuild WHERE projection = $1), "
 	"  e AS (DELETE FROM es.projection_error WHERE projection = $1) "
 	"DELETE FROM es.projection WHERE name = $1", 1, TEXTOID);
 static EsStatement pause_projection = ES_SQL(
@@ -88,7 +92,8 @@ static EsStatement select_sync_skip = ES_SQL(
 	"SELECT FROM es.projection WHERE name = $1 AND mode = 'sync' AND on_error = 'skip'", 1, TEXTOID);
 static EsStatement forget_errors = ES_SQL(
 	"UPDATE es.checkpoint SET retries = 0, error_at = NULL, error = NULL, "
-	"  error_sqlstate = NULL, error_position = NULL WHERE projection = $1", 1, TEXTOID);
+	"  error_sqlstate = NULL, error_position = NULL "
+	"WHERE projection = $1 AND (rebuild = 0 OR error IS NOT NULL)", 1, TEXTOID);
 static EsStatement other_declaring = ES_SQL(
 	"SELECT p.name, t::text FROM es.projection p, unnest(p.tables) t "
 	"WHERE t = ANY ($2) AND p.name <> $1 LIMIT 1",
@@ -537,6 +542,7 @@ es_drop_projection(PG_FUNCTION_ARGS)
 {
 	Datum		name = locked_argument(fcinfo);
 
+	es_rebuild_cancel(name);
 	run(&delete_projection, name);
 	es_projections_changed();
 	PG_RETURN_VOID();

@@ -77,7 +77,9 @@ static EsStatement park_events = ES_SQL(
 	"SELECT $1, $2, $3, e.position, e.stream, e.version, e.type, 'parked' "
 	"FROM es.event e WHERE e.position > $4 AND e.position <= $5 AND e.stream = ANY ($6) "
 	"  AND ($7 IS NULL OR e.category = ANY ($7)) AND ($8 IS NULL OR e.type = ANY ($8)) "
-	"  AND ($9 <= 1 OR es.stream_partition(e.stream, $9) = $3)",
+	"  AND ($9 <= 1 OR es.stream_partition(e.stream, $9) = $3) "
+	"  AND NOT EXISTS (SELECT FROM es.dead_letter d WHERE d.projection = $1 "
+	"    AND d.rebuild = 0 AND d.position = e.position AND d.status = 'discarded')",
 	9, TEXTOID, INT4OID, INT4OID, INT8OID, INT8OID, TEXTARRAYOID, TEXTARRAYOID,
 	TEXTARRAYOID, INT4OID);
 static EsStatement select_letter = ES_SQL(
@@ -224,9 +226,12 @@ stop(EsProjection *p, int64 position, ErrorData *error)
 	es_spi_end(&spi);
 	if (p->retries == 1)
 		ereport(LOG,
-				(errmsg("projection \"%s\" stopped at position " INT64_FORMAT ": %s",
-						p->name, position, error->message),
-				 errhint("It is tried again with growing intervals; see es_projections.")));
+				(p->rebuild > 0
+				 ? errmsg("the rebuild of projection \"%s\" stopped at position " INT64_FORMAT ": %s",
+						  p->name, position, error->message)
+				 : errmsg("projection \"%s\" stopped at position " INT64_FORMAT ": %s",
+						  p->name, position, error->message),
+				 errhint("It is tried again with growing intervals; see es_projections and es_stat_rebuild.")));
 }
 
 /*
@@ -265,12 +270,14 @@ es_projection_failed(EsProjection *p, ErrorData *error)
 	bool		transient = es_error_is_transient(error->sqlerrcode);
 	int64		position = p->position;
 
+	p->whole = p->whole || error->sqlerrcode == ERRCODE_ES_CANNOT_REBUILD;
+
 	if (is_collision(error->sqlerrcode) && p->collisions++ < MAX_COLLISIONS)
 	{
 		p->retry_at = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), p->collisions);
 		return;
 	}
-	if (!transient && p->attempt_to - p->attempt_after > 1)
+	if (!transient && !p->whole && p->attempt_to - p->attempt_after > 1)
 	{
 		p->suspect_to = p->attempt_to;
 		return;
@@ -278,7 +285,9 @@ es_projection_failed(EsProjection *p, ErrorData *error)
 	/* It may have been altered, or served by another, in the meantime. */
 	if (es_projection_take(p) != ES_APPLIED || p->position != position)
 		return;
-	if (p->skips_errors && !transient)
+	if (p->whole)
+		stop(p, p->position, error);
+	else if (p->skips_errors && !transient)
 		bury(p, p->attempt_to, error);
 	else
 		stop(p, p->attempt_after + 1, error);

@@ -31,8 +31,9 @@
 	"    WHERE d.projection = p.name AND d.rebuild = c.rebuild AND d.status <> 'discarded'), " \
 	"  (SELECT array_agg(d.position ORDER BY d.position) FROM es.dead_letter d " \
 	"    WHERE c.rebuild > 0 AND d.projection = p.name AND d.rebuild = 0 AND d.status = 'discarded'), " \
-	"  coalesce(c.error_position, 0) " \
-	"FROM es.projection p JOIN es.checkpoint c ON c.projection = p.name "
+	"  coalesce(c.error_position, 0), p.tables::oid[], r.stream, r.phase = 'fill' " \
+	"FROM es.projection p JOIN es.checkpoint c ON c.projection = p.name " \
+	"LEFT JOIN es.rebuild r ON r.id = c.rebuild "
 
 static EsStatement select_of_owner = ES_SQL(
 	PARTITIONS
@@ -42,6 +43,8 @@ static EsStatement select_of_owner = ES_SQL(
 static EsStatement select_by_name = ES_SQL(
 	PARTITIONS "WHERE p.name = $1 AND c.rebuild = 0 ORDER BY c.partition",
 	1, TEXTOID);
+static EsStatement select_rebuild = ES_SQL(
+	PARTITIONS "WHERE c.rebuild = $1 ORDER BY c.partition", 1, INT4OID);
 static EsStatement select_sync = ES_SQL(
 	PARTITIONS
 	"WHERE p.mode = $1 AND c.rebuild = 0 AND c.partition = 0 ORDER BY p.name",
@@ -125,9 +128,13 @@ fill_filter(EsProjection *p, uint64 row)
 	EsFilter   *filter = &p->filter;
 	ArrayType  *parked = array_column(row, 20);
 	ArrayType  *skipped = array_column(row, 21);
+	bool		isnull;
+	Datum		value;
 
+	value = es_spi_value(row, 24, &isnull);
+	filter->stream = isnull ? NULL : DatumGetTextPCopy(value);
 	es_filter_from_arrays(filter, array_column(row, 5), array_column(row, 6));
-	filter->partitions = p->sync ? 1 : p->partitions;
+	filter->partitions = (p->sync && p->rebuild == 0) || filter->stream ? 1 : p->partitions;
 	filter->partition = p->partition;
 	es_filter_set_parked(filter, parked);
 	if (skipped)
@@ -136,7 +143,18 @@ fill_filter(EsProjection *p, uint64 row)
 		filter->nskipped = ArrayGetNItems(ARR_NDIM(skipped), ARR_DIMS(skipped));
 	}
 	p->filtered = filter->categories || filter->types || filter->partitions > 1 ||
-		filter->parked || filter->skipped;
+		filter->parked || filter->skipped || filter->stream;
+}
+
+static void
+fill_tables(EsProjection *p, uint64 row)
+{
+	ArrayType  *tables = array_column(row, 23);
+
+	if (tables == NULL)
+		return;
+	p->tables = (Oid *) ARR_DATA_PTR(tables);
+	p->ntables = ArrayGetNItems(ARR_NDIM(tables), ARR_DIMS(tables));
 }
 
 static EsProjection *
@@ -166,7 +184,12 @@ projection_from_row(uint64 row)
 	p->catching_up = DatumGetBool(es_spi_value(row, 16, &isnull));
 	p->position = DatumGetInt64(es_spi_value(row, 17, &isnull));
 	p->error_position = DatumGetInt64(es_spi_value(row, 22, &isnull));
+	p->filling = DatumGetBool(es_spi_value(row, 25, &isnull)) && !isnull;
+	p->served_path = p->search_path;
+	if (p->rebuild > 0)
+		p->search_path = psprintf("es_rebuild_%d, %s", p->rebuild, p->served_path);
 	fill_filter(p, row);
+	fill_tables(p, row);
 	return p;
 }
 
@@ -230,6 +253,15 @@ List *
 es_projection_partitions(const char *name)
 {
 	return read_projections(&select_by_name, CStringGetTextDatum(name));
+}
+
+/*
+ * The partitions of a rebuild.
+ */
+List *
+es_rebuild_partitions(int rebuild)
+{
+	return read_projections(&select_rebuild, Int32GetDatum(rebuild));
 }
 
 /*

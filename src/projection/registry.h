@@ -24,12 +24,16 @@ typedef struct EsProjection
 	char	   *name;
 	Oid			owner;
 	char	   *query;
-	char	   *search_path;
+	char	   *search_path;	/* finds the shadows first, in a rebuild */
+	char	   *served_path;	/* never does */
+	int			ntables;
+	Oid		   *tables;			/* those that it declares */
 	EsFilter	filter;
 	bool		filtered;		/* the filter is not empty */
 	int			partition;
 	int			partitions;
 	int			rebuild;		/* id of the rebuild, or 0 */
+	bool		filling;		/* the shadow tables of the rebuild are there */
 	int			batch_size;		/* 0: as the settings say */
 	bool		skips_errors;
 	bool		sync;
@@ -42,7 +46,9 @@ typedef struct EsProjection
 	int			limit;			/* positions in the next batch; 0: no limit */
 	int64		attempt_after;	/* the batch tried last */
 	int64		attempt_to;
+	bool		whole;			/* what was tried is not about some events */
 	int64		suspect_to;		/* some event up to here fails; or 0 */
+	int64		fill_first;		/* merge no rebuild before this position */
 	int			retries;		/* failures in a row of what stops it */
 	int64		error_position; /* where it stopped, when that was read; or 0 */
 	int			collisions;		/* deadlocks and the like in a row */
@@ -56,6 +62,8 @@ typedef struct EsProjection
 	bool		keep_plan;
 	int			running;		/* calls of the query under way: it may append */
 	int			plan_magnitude; /* of the batch it was planned for */
+	int64		events_run;		/* positions that the query has run over */
+	int64		replan_at;		/* plan anew when there are more */
 } EsProjection;
 
 /*
@@ -74,6 +82,7 @@ extern void es_projections_changed(void);
 extern List *es_projections_of(Oid owner);
 extern List *es_sync_projections(void);
 extern List *es_projection_partitions(const char *name);
+extern List *es_rebuild_partitions(int rebuild);
 extern List *es_projection_owners(void);
 
 #endif							/* ES_PROJECTION_REGISTRY_H */

@@ -35,16 +35,19 @@ es_projection_forget_plan(EsProjection *p)
 /*
  * Plan the query, and plan it again when the batch is of another order of
  * magnitude: the planner looks at the range, and a plan for ten events is not
- * one for ten thousand.
+ * one for ten thousand.  Also when as much was applied again as before, since
+ * one for a table that is empty is not one for a table that was filled.
  */
 static void
 plan_query(EsProjection *p, int64 positions)
 {
 	int			magnitude = 0;
 
+	p->events_run += positions;
 	for (; positions > 0; positions /= 10)
 		magnitude++;
-	if (p->plan && (p->plan_magnitude == magnitude || p->running > 1))
+	if (p->plan && ((p->plan_magnitude == magnitude && p->events_run <= p->replan_at) ||
+					p->running > 1))
 		return;
 
 	es_projection_forget_plan(p);
@@ -54,6 +57,7 @@ plan_query(EsProjection *p, int64 positions)
 	if (p->keep_plan && SPI_keepplan(p->plan) != 0)
 		elog(ERROR, "SPI_keepplan failed");
 	p->plan_magnitude = magnitude;
+	p->replan_at = 2 * p->events_run;
 }
 
 static void
@@ -156,8 +160,6 @@ es_projection_try(EsProjection *p, const EsFilter *filter, int64 after,
 	{
 		MemoryContextSwitchTo(context);
 		*error = CopyErrorData();
-		if (es_error_is_transient((*error)->sqlerrcode))
-			PG_RE_THROW();
 		FlushErrorState();
 		RollbackAndReleaseCurrentSubTransaction();
 		p->plan = NULL;
@@ -165,5 +167,7 @@ es_projection_try(EsProjection *p, const EsFilter *filter, int64 after,
 	PG_END_TRY();
 	MemoryContextSwitchTo(context);
 	CurrentResourceOwner = owner;
+	if (*error && es_error_is_transient((*error)->sqlerrcode))
+		ReThrowError(*error);
 	return *error == NULL;
 }

@@ -22,11 +22,13 @@
 #include "catalog/pg_type.h"
 #include "es.h"
 #include "executor/executor.h"
+#include "fault.h"
 #include "fmgr.h"
 #include "guc.h"
 #include "miscadmin.h"
 #include "storage/lock.h"
 #include "store/append.h"
+#include "store/hint.h"
 #include "store/identity.h"
 #include "store/lock.h"
 #include "store/table.h"
@@ -57,6 +59,7 @@ enum
 #define CHUNK	256
 
 EsAfterAppend es_after_append = NULL;
+bool		es_append_refused = false;
 
 static EsTable event_table = ES_TABLE(EVENT_COLUMNS,
 									  INT8OID, INT8OID, TIMESTAMPTZOID, TEXTOID,
@@ -77,11 +80,13 @@ es_check_name(const char *what, const text *name)
 		ereport(ERROR,
 				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
 				 errmsg("%s must not be null", what),
+				 errdetail("It is NULL."),
 				 errhint("Give a name of 1 to %d bytes.", ES_MAX_NAME)));
 	if (VARSIZE_ANY_EXHDR(name) == 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("%s must not be empty", what),
+				 errdetail("It has 0 bytes; the least is 1."),
 				 errhint("Give a name of 1 to %d bytes.", ES_MAX_NAME)));
 	if (VARSIZE_ANY_EXHDR(name) > ES_MAX_NAME)
 		ereport(ERROR,
@@ -138,6 +143,23 @@ check_not_moved(Relation rel, TupleTableSlot *slot, const text *stream)
 }
 
 /*
+ * Find the newest event of a stream that is at "from" or above.
+ */
+static bool
+find_newest(Relation rel, Relation index, const text *stream, int64 from,
+			TupleTableSlot *slot)
+{
+	ScanKeyData keys[2];
+
+	ScanKeyInit(&keys[0], 1, BTEqualStrategyNumber, F_TEXTEQ,
+				PointerGetDatum(stream));
+	ScanKeyInit(&keys[1], 2, BTGreaterEqualStrategyNumber, F_INT8GE,
+				Int64GetDatum(from));
+	return es_index_find_in(rel, index, keys, from > 0 ? 2 : 1,
+							BackwardScanDirection, slot);
+}
+
+/*
  * The version of a locked stream: what its newest event has.  The index is
  * locked as the append that follows will want it.
  */
@@ -146,13 +168,12 @@ read_version(Relation rel, EsStream *stream)
 {
 	Relation	index = index_open(es_catalog()->event_stream, RowExclusiveLock);
 	TupleTableSlot *slot = table_slot_create(rel, NULL);
-	ScanKeyData key;
+	int64		hint = es_hint_get(stream->name);
 
 	stream->version = 0;
 	stream->position = 0;
-	ScanKeyInit(&key, 1, BTEqualStrategyNumber, F_TEXTEQ,
-				PointerGetDatum(stream->name));
-	if (es_index_find_in(rel, index, &key, 1, BackwardScanDirection, slot))
+	if ((hint > 0 && find_newest(rel, index, stream->name, hint, slot)) ||
+		find_newest(rel, index, stream->name, 0, slot))
 	{
 		bool		isnull;
 
@@ -200,6 +221,12 @@ es_check_can_lock(const char *function)
 	PreventCommandIfReadOnly(function);
 	PreventCommandDuringRecovery(function);
 	PreventCommandIfParallelMode(function);
+	if (es_append_refused)
+		ereport(ERROR,
+				(errcode(ERRCODE_ES_CANNOT_REBUILD),
+				 errmsg("%s cannot be called by a projection that is being rebuilt", function),
+				 errdetail("It would take effect once more for events that were applied long ago."),
+				 errhint("Call es_cancel_rebuild(), and keep what appends in a projection without tables.")));
 }
 
 /*
@@ -244,6 +271,7 @@ void
 es_stream_open(EsStream *stream, text *name)
 {
 	(void) open_stream(stream, name, true);
+	ES_FAULT("append.locked");
 }
 
 bool
@@ -355,6 +383,7 @@ check_event(EsEvent *event)
 		ereport(ERROR,
 				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
 				 errmsg("payload of an event must not be null"),
+				 errdetail("It is NULL."),
 				 errhint("Leave it out, or give an empty object.")));
 	es_check_object("payload", event->payload);
 	event->metadata = es_effective_metadata(event->metadata);
@@ -558,9 +587,13 @@ es_stream_append(EsStream *stream, EsEvent *events, int nevents)
 	es_tag_locks_take(&locks);
 	es_identity_establish();
 	first = es_take_positions(nevents);
+	ES_FAULT("append.positions");
 	append_rows(stream, events, nevents, first);
+	ES_FAULT("append.rows");
 	append_tags(events, nevents, first);
+	es_hint_put(stream->name, stream->version);
 	if (es_after_append)
 		es_after_append(stream, events, nevents, first);
+	ES_FAULT("append.done");
 	return first;
 }

@@ -45,6 +45,9 @@ typedef void (*EsAfterAppend) (const EsStream *stream, const EsEvent *events,
 /* Set once when the library is loaded; the store knows no projections. */
 extern EsAfterAppend es_after_append;
 
+/* Set while something runs that must have no such effect. */
+extern bool es_append_refused;
+
 /* No particular version is expected. */
 #define ES_ANY_VERSION	INT64CONST(-1)
 

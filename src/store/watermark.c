@@ -45,6 +45,7 @@
 #include "catalog/pg_type.h"
 #include "commands/sequence.h"
 #include "es.h"
+#include "fault.h"
 #include "funcapi.h"
 #include "guc.h"
 #include "miscadmin.h"
@@ -146,6 +147,7 @@ es_watermark_shmem_init(void)
 		pg_atomic_init_u32(&d->served, 0);
 		pg_atomic_init_u32(&d->waiters, 0);
 		pg_atomic_init_u64(&d->changes, 0);
+		pg_atomic_init_u32(&d->watched_changes, 0);
 		pg_atomic_init_u64(&d->timer_changes, 0);
 		ConditionVariableInit(&d->progress);
 		ConditionVariableInit(&d->news);
@@ -184,6 +186,7 @@ find_or_make_database(Oid oid)
 		pg_atomic_write_u32(&d->wanted, 0);
 		pg_atomic_write_u32(&d->served, 0);
 		pg_atomic_write_u32(&d->waiters, 0);
+		pg_atomic_write_u32(&d->watched_changes, 0);
 		d->oid = oid;
 	}
 	LWLockRelease(shared->lock);
@@ -367,7 +370,11 @@ highest_used(void)
 	bool		isnull;
 
 	if (es_index_find(rel, catalog->event_key, NULL, 0, BackwardScanDirection, slot))
-		highest = Max(highest, DatumGetInt64(slot_getattr(slot, 1, &isnull)));
+	{
+		int64		newest = DatumGetInt64(slot_getattr(slot, 1, &isnull));
+
+		highest = Max(highest, newest);
+	}
 	ExecDropSingleTupleTableSlot(slot);
 	table_close(rel, AccessShareLock);
 	return highest;
@@ -381,7 +388,9 @@ highest_used(void)
 static void
 seed(EsDatabase *d, Oid sequence)
 {
-	int64		bound = Max(reserved_bound(sequence), highest_used());
+	int64		reserved = reserved_bound(sequence);
+	int64		used = highest_used();
+	int64		bound = Max(reserved, used);
 
 	SpinLockAcquire(&d->mutex);
 	if (d->sequence != sequence || (d->next <= 1 && d->bound < bound))
@@ -597,14 +606,23 @@ es_first_own_position(void)
 }
 
 /*
- * Let the workers look when this transaction ends: what they go by, such as
- * the definitions of projections, has changed.
+ * Let the workers look for news when this transaction ends.
+ */
+void
+es_news_at_commit(void)
+{
+	(void) es_database();
+	wake = true;
+}
+
+/*
+ * The same where what they go by, such as the definitions of projections, has
+ * changed.
  */
 void
 es_wake_at_commit(void)
 {
-	(void) es_database();
-	wake = true;
+	es_news_at_commit();
 	changed = true;
 }
 
@@ -670,7 +688,15 @@ xact_callback(XactEvent event, void *arg)
 {
 	switch (event)
 	{
+		case XACT_EVENT_PRE_COMMIT:
+			if (wake)
+				ES_FAULT("commit.before");
+			break;
 		case XACT_EVENT_COMMIT:
+			if (wake)
+				ES_FAULT("commit.visible");
+			end_transaction();
+			break;
 		case XACT_EVENT_ABORT:
 			end_transaction();
 			break;
@@ -679,9 +705,9 @@ xact_callback(XactEvent event, void *arg)
 			if (wake)
 				ereport(ERROR,
 						(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-						 changed || timers_changed
-						 ? errmsg("cannot PREPARE a transaction that has changed what the workers of es go by")
-						 : errmsg("cannot PREPARE a transaction that has appended events"),
+						 es_first_own_position() != 0
+						 ? errmsg("cannot PREPARE a transaction that has appended events")
+						 : errmsg("cannot PREPARE a transaction that has changed what the workers of es go by"),
 						 errhint("Use COMMIT.")));
 			break;
 		default:

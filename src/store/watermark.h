@@ -28,6 +28,7 @@ typedef struct EsDatabase
 	pg_atomic_uint64 changes;	/* of what the workers go by */
 	pg_atomic_uint64 timer_changes; /* of scheduled commands */
 	ConditionVariable progress; /* told when a projection has applied */
+	pg_atomic_uint32 watched_changes;	/* watched read models have changed */
 	ConditionVariable news;		/* told when the settled position has moved */
 } EsDatabase;
 
@@ -49,6 +50,7 @@ extern int64 es_settled_peek(void);
 extern void es_settled_record(int64 position);
 extern int64 es_first_own_position(void);
 extern void es_wake_at_commit(void);
+extern void es_news_at_commit(void);
 extern uint64 es_changes(void);
 extern void es_timers_wake_at_commit(void);
 extern uint64 es_timer_changes(void);

@@ -16,6 +16,7 @@
 #include "access/xact.h"
 #include "catalog/pg_database.h"
 #include "es.h"
+#include "fault.h"
 #include "fmgr.h"
 #include "guc.h"
 #include "miscadmin.h"
@@ -132,6 +133,7 @@ es_launcher_main(Datum arg)
 	{
 		long		timeout;
 
+		ES_FAULT("launcher.round");
 		es_workers_reap(ES_SCHEDULER, InvalidOid);
 		probe();
 		timeout = start_wanted();

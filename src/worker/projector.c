@@ -21,12 +21,14 @@
 #include "access/xact.h"
 #include "catalog.h"
 #include "es.h"
+#include "fault.h"
 #include "fmgr.h"
 #include "guc.h"
 #include "miscadmin.h"
 #include "pgstat.h"
 #include "postmaster/bgworker.h"
 #include "projection/apply.h"
+#include "projection/rebuild.h"
 #include "projection/registry.h"
 #include "projection/poison.h"
 #include "projection/run.h"
@@ -114,6 +116,7 @@ carry_over(List *old, EsProjection *p)
 			o->rebuild != p->rebuild)
 			continue;
 		p->suspect_to = o->suspect_to;
+		p->fill_first = o->fill_first;
 		p->collisions = o->collisions;
 		p->served_at = o->served_at;
 		p->turn = o->turn;
@@ -215,6 +218,15 @@ urgency(const EsProjection *p, int64 settled)
 	return p->turn < state.turn ? 0 : 2;
 }
 
+static bool
+has_work(const EsProjection *p, int64 settled)
+{
+	if (p->rebuild > 0)
+		return es_rebuild_has_work(p, settled);
+	/* Without a settled position, only a transaction can tell. */
+	return settled < 0 || p->position < settled;
+}
+
 /*
  * The projection to serve next, the most urgent and then the one that was not
  * served for longest; or NULL, and how long to sleep.
@@ -223,7 +235,6 @@ static EsProjection *
 next_projection(long *timeout)
 {
 	int64		settled = es_settled_peek();
-	TimestampTz now = GetCurrentTimestamp();
 	EsProjection *next = NULL;
 	int			next_urgency = 0;
 	ListCell   *cell;
@@ -233,11 +244,12 @@ next_projection(long *timeout)
 	{
 		EsProjection *p = (EsProjection *) lfirst(cell);
 		int			u = urgency(p, settled);
+		long		ms = es_worker_ms_left(p->retry_at, ES_HEARTBEAT_MS);
 
-		if (!p->mine || (p->rebuild == 0 && settled >= 0 && p->position >= settled))
+		if (!p->mine || !has_work(p, settled))
 			continue;
-		if (p->retry_at > now)
-			*timeout = Min(*timeout, es_worker_ms_until(p->retry_at));
+		if (ms > 0)
+			*timeout = Min(*timeout, ms);
 		else if (next == NULL || u < next_urgency ||
 				 (u == next_urgency && p->served_at < next->served_at))
 		{
@@ -278,12 +290,28 @@ has_others(const EsProjection *p)
 static void
 report(const EsProjection *p)
 {
-	int64		lag = Max(es_settled_peek() - p->position, 0);
+	int64		lag = es_settled_peek() - p->position;
 
 	pgstat_report_activity(STATE_RUNNING,
 						   psprintf("es projector: %s%s, %s events behind",
 									p->rebuild > 0 ? "rebuilding " : "", p->name,
-									es_worker_number(lag)));
+									es_worker_number(Max(lag, 0))));
+}
+
+/*
+ * The same when there is nothing to apply.
+ */
+static void
+report_idle(void)
+{
+	int			stopped = 0;
+	ListCell   *cell;
+
+	foreach(cell, state.projections)
+		stopped += ((EsProjection *) lfirst(cell))->retries > 0 ? 1 : 0;
+	es_worker_report_idle(stopped > 0
+						  ? psprintf("es projector: %d stopped, see es_projections", stopped)
+						  : "es projector: caught up");
 }
 
 /*
@@ -310,12 +338,13 @@ apply(EsProjection *p)
 	begin_transaction();
 	/* SPI asks for one; each statement takes a newer one of its own. */
 	PushActiveSnapshot(GetTransactionSnapshot());
-	applied = es_projection_apply(p);
+	applied = p->rebuild > 0 ? es_rebuild_step(p) : es_projection_apply(p);
 	PopActiveSnapshot();
 	/* A saga's events are announced, so they must not be lost again. */
 	if (es_first_own_position() != 0)
 		es_worker_commit_durably();
 	commit();
+	ES_FAULT("projector.committed");
 	switch (applied)
 	{
 		case ES_APPLIED:
@@ -328,6 +357,10 @@ apply(EsProjection *p)
 			p->retry_at = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), BUSY_MS);
 			break;
 		case ES_STALE:
+			state.generation = 0;
+			break;
+		case ES_STEPPED:
+			ConditionVariableBroadcast(&es_database()->progress);
 			state.generation = 0;
 			break;
 	}
@@ -371,7 +404,7 @@ apply_safely(EsProjection *p)
 		HOLD_INTERRUPTS();
 		error = CopyErrorData();
 		FlushErrorState();
-		AbortCurrentTransaction();
+		AbortOutOfAnyTransaction();
 		MemoryContextSwitchTo(state.batch_context);
 		RESUME_INTERRUPTS();
 	}
@@ -432,8 +465,9 @@ apply_all(long *timeout)
 static void
 let_events_gather(TimestampTz round_began)
 {
-	long		ms = es_worker_ms_until(TimestampTzPlusMilliseconds(round_began,
-																	es_batch_interval));
+	long		ms = es_worker_ms_left(TimestampTzPlusMilliseconds(round_began,
+																   es_batch_interval),
+									   es_batch_interval);
 
 	if (ms <= 0 || pg_atomic_read_u32(&es_database()->waiters) > 0)
 		return;
@@ -478,8 +512,10 @@ es_projector_main(Datum arg)
 			let_events_gather(round_began);
 		else
 		{
-			es_worker_report(NULL);
-			es_worker_sleep(Min(timeout, es_timers_timeout()));
+			long		until_timer = es_timers_timeout();
+
+			report_idle();
+			es_worker_sleep(Min(timeout, until_timer));
 		}
 	}
 	proc_exit(0);

@@ -12,7 +12,9 @@
 #include "catalog.h"
 #include "command/schedule.h"
 #include "es.h"
+#include "fanout/change.h"
 #include "fanout/notify.h"
+#include "fault.h"
 #include "fmgr.h"
 #include "guc.h"
 #include "miscadmin.h"
@@ -40,6 +42,12 @@ extern PGDLLEXPORT void es_scheduler_main(Datum arg);
 #define PRUNE_MS			60000
 #define PRUNE_STEP			1000
 #define PRUNE_PAUSE_MS		100
+
+/*
+ * A session that waits for a synchronous standby in a commit that notifies
+ * holds the lock of all notifiers, and we do not wait for it longer than that.
+ */
+#define ANNOUNCE_LOCK_TIMEOUT	"1s"
 
 /*
  * What the scheduler knows; changed by this file alone.
@@ -167,11 +175,17 @@ refresh(void)
 }
 
 /*
- * Write the settled position down and announce it, in a transaction.
+ * Write the settled position down and announce it, and what has changed in
+ * watched tables, in a transaction.
  */
 static void
 publish_in_transaction(int64 settled, bool announce)
 {
+	bool		changes = announce && es_changes_pending();
+
+	/* What is committed after this tells us again. */
+	if (changes)
+		es_changes_expect(false);
 	SetCurrentStatementStartTimestamp();
 	StartTransactionCommand();
 	PushActiveSnapshot(GetTransactionSnapshot());
@@ -179,11 +193,23 @@ publish_in_transaction(int64 settled, bool announce)
 		es_settled_record(settled);
 	if (state.announced < 0)
 		state.announced = es_announced_position();
-	if (announce && settled > state.announced && es_identity_active())
-		es_announce(state.announced, settled);
+	if (announce)
+	{
+		bool		active = es_identity_active();
+
+		(void) set_config_option("lock_timeout", ANNOUNCE_LOCK_TIMEOUT,
+								 PGC_USERSET, PGC_S_SESSION,
+								 GUC_ACTION_LOCAL, true, 0, false);
+		if (active && settled > state.announced)
+			es_announce(state.announced, settled);
+		if (changes)
+			es_changes_announce(!active);
+	}
 	PopActiveSnapshot();
+	ES_FAULT("scheduler.settled");
 	CommitTransactionCommand();
-	state.recorded = settled;
+	ES_FAULT("scheduler.announced");
+	state.recorded = Max(state.recorded, settled);
 	if (announce)
 		state.announced = Max(state.announced, settled);
 }
@@ -201,6 +227,7 @@ announcement_failed(const ErrorData *error)
 				 errhint("See es_channels; pg_notification_queue_usage() tells whether a listener sleeps in a transaction.")));
 	state.announce_at = TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
 													ANNOUNCE_RETRY_MS);
+	es_changes_expect(true);
 	SetCurrentStatementStartTimestamp();
 	StartTransactionCommand();
 	PushActiveSnapshot(GetTransactionSnapshot());
@@ -219,7 +246,7 @@ publish(int64 settled)
 	MemoryContext context = CurrentMemoryContext;
 	ErrorData  *volatile error = NULL;
 
-	if (state.announce_at > GetCurrentTimestamp())
+	if (es_worker_ms_left(state.announce_at, ANNOUNCE_RETRY_MS) > 0)
 		publish_in_transaction(settled, false);
 	else
 	{
@@ -274,19 +301,29 @@ announce(void)
 	long		ms;
 
 	wake_consumers(settled);
-	if (settled <= state.announced)
+	if (settled <= state.announced && !es_changes_pending())
 		return ES_HEARTBEAT_MS;
-	if (settled <= state.recorded && state.announce_at > when)
-		return es_worker_ms_until(state.announce_at);
-	ms = es_worker_ms_until(when);
+	/* Where it failed, and there is nothing new to write down meanwhile. */
+	ms = es_worker_ms_left(state.announce_at, ANNOUNCE_RETRY_MS);
+	if (settled > state.recorded || ms == 0)
+		ms = es_worker_ms_left(when, es_notify_interval);
 	if (ms > 0)
 	{
 		/* Until then nobody needs to wake us. */
-		es_worker_listen(false);
+		es_worker_listen(settled <= state.recorded);
 		return ms;
 	}
 	publish(settled);
 	return 0;
+}
+
+/*
+ * Lower a timeout.  Not by Min(), which evaluates its arguments twice.
+ */
+static void
+sooner(long *timeout, long ms)
+{
+	*timeout = Min(*timeout, ms);
 }
 
 /*
@@ -379,7 +416,7 @@ start_projectors(void)
 		EsOwner    *owner = (EsOwner *) lfirst(cell);
 
 		es_workers_dismiss(ES_PROJECTOR, MyDatabaseId, owner->role, owner->granted);
-		timeout = Min(timeout, start_those_of(owner->role, owner->granted));
+		sooner(&timeout, start_those_of(owner->role, owner->granted));
 	}
 	return timeout;
 }
@@ -394,7 +431,8 @@ prune(void)
 	TimestampTz now = GetCurrentTimestamp();
 	int64		n;
 
-	if (now < state.prune_at && state.retention == es_command_retention)
+	if (es_worker_ms_left(state.prune_at, PRUNE_MS) > 0 &&
+		state.retention == es_command_retention)
 		return es_worker_ms_until(state.prune_at);
 	SetCurrentStatementStartTimestamp();
 	StartTransactionCommand();
@@ -427,6 +465,8 @@ begin(Datum arg)
 		proc_exit(0);
 	}
 	es_serve_database(true);
+	/* A predecessor may have left some. */
+	es_changes_expect(true);
 }
 
 void
@@ -453,11 +493,12 @@ es_scheduler_main(Datum arg)
 		}
 		MemoryContextSwitchTo(loop);
 		timeout = start_projectors();
-		timeout = Min(timeout, announce());
-		timeout = Min(timeout, prune());
+		sooner(&timeout, announce());
+		sooner(&timeout, prune());
 		if (state.next_timer != DT_NOEND)
-			timeout = Min(timeout, es_worker_ms_until(state.next_timer));
-		es_worker_report(NULL);
+			sooner(&timeout, es_worker_ms_until(state.next_timer));
+		es_worker_report_idle(psprintf("es scheduler: settled at position %s",
+									   es_worker_number(state.announced)));
 		if (timeout > 0)
 			es_worker_sleep(timeout);
 		else

@@ -52,6 +52,7 @@ typedef struct Worker
 	int			pid;			/* 0 while it starts */
 	bool		stop;			/* it was asked to go */
 	TimestampTz started_at;
+	int64		memory;			/* bytes allocated, as it last said */
 
 	/* of a free entry: who had it last, as long as nobody else has */
 	EsWorkerKind left;			/* ES_FREE: nobody, or it failed */
@@ -349,13 +350,27 @@ es_worker_ms_until(TimestampTz when)
 }
 
 /*
- * Say in pg_stat_activity what this worker does.
+ * The same to a time that was set "longest" ahead of the clock or less.  One
+ * that is further away is due: the clock was set back since.
+ */
+long
+es_worker_ms_left(TimestampTz when, long longest)
+{
+	long		ms = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), when);
+
+	return ms > longest ? 0 : ms;
+}
+
+/*
+ * Say in pg_stat_activity that this worker is idle, and how things are; and
+ * how much memory it has.
  */
 void
-es_worker_report(const char *activity)
+es_worker_report_idle(const char *activity)
 {
+	pgstat_report_activity(STATE_RUNNING, activity);
 	pgstat_report_activity(STATE_IDLE, NULL);
-	pgstat_report_activity(activity ? STATE_RUNNING : STATE_IDLE, activity);
+	shared->worker[me].memory = (int64) MemoryContextMemAllocated(TopMemoryContext, true);
 }
 
 /*
@@ -659,13 +674,14 @@ es_restart_due(List **restarts, EsWorkerKind kind, Oid database, Oid role,
 	EsRestart  *r = restart_of(restarts, OidIsValid(role) ? role : database,
 							   number);
 	TimestampTz now = GetCurrentTimestamp();
-	int			ms;
+	long		ms;
 
 	if (left_in_order(kind, database, role, number))
 		r->started_at = r->not_before = 0;
-	if (now < r->not_before)
+	ms = es_worker_ms_left(r->not_before, LAST_RESTART_MS);
+	if (ms > 0)
 	{
-		*timeout_ms = Min(*timeout_ms, es_worker_ms_until(r->not_before));
+		*timeout_ms = Min(*timeout_ms, ms);
 		return false;
 	}
 	if (r->started_at != 0 &&
@@ -706,8 +722,8 @@ es_stat_worker(PG_FUNCTION_ARGS)
 	for (int i = 0; i < max_worker_processes; i++)
 	{
 		Worker	   *w = &shared->worker[i];
-		Datum		values[4];
-		bool		nulls[4] = {false};
+		Datum		values[6];
+		bool		nulls[6] = {false};
 
 		if (w->kind == ES_FREE || w->pid == 0 ||
 			(w->database != MyDatabaseId && w->kind != ES_LAUNCHER))
@@ -716,7 +732,9 @@ es_stat_worker(PG_FUNCTION_ARGS)
 		values[1] = CStringGetTextDatum(kind_names[w->kind] + strlen("es "));
 		values[2] = ObjectIdGetDatum(w->role);
 		nulls[2] = !OidIsValid(w->role);
-		values[3] = TimestampTzGetDatum(w->started_at);
+		values[3] = Int32GetDatum(w->number);
+		values[4] = TimestampTzGetDatum(w->started_at);
+		values[5] = Int64GetDatum(w->memory);
 		tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
 	}
 	LWLockRelease(shared->lock);

@@ -21,11 +21,12 @@ my %taken = (
 	'test/pgtap' => qr/\.sql$/,
 	'test/t' => qr/\.pl$/,
 	'test/lint' => qr/\.pl$/,
+	'test/clients' => qr/\.(c|h|js)$/,
 	'test/perl' => qr/\.pm$/,
 	'expected' => qr/\.out$/,
 	'demo' => qr/^(\d\d-[\w-]+\.sql|expected|run|play|epilogue)$/,
 	'demo/expected' => qr/\.out$/,
-	'test' => qr/^(sql|isolation|pgtap|t|lint|perl|run|setup|cluster|lib\.sh)$/);
+	'test' => qr/^(sql|clients|isolation|pgtap|t|lint|perl|run|setup|cluster|lib\.sh)$/);
 
 foreach my $directory (sort keys %taken)
 {

@@ -1,7 +1,8 @@
 #
 # How files look: no trailing whitespace, a line feed at the end, tabs in C,
-# no line wider than 100 columns with tabs of 4.  Lines with a string literal
-# may be wider, since a message is in one piece for those who search for it.
+# no line wider than 100 columns with tabs of 4 (130 in tests, whose statements
+# are compared with what they print).  Lines with a string literal may be wider,
+# since a message is in one piece for those who search for it.
 #
 use strict;
 use warnings;
@@ -42,7 +43,7 @@ foreach my $file (sort @files)
 		push @wrong, "line $.: indented with spaces"
 		  if $is_c && $line =~ /^ +(?! |\*)/;
 		push @wrong, "line $.: $width columns wide"
-		  if $width > 100 && $line !~ /["']/ && $file !~ /\.md$/;
+		  if $width > ($file =~ m,^test/, ? 130 : 100) && $line !~ /["']/ && $file !~ /\.md$/;
 		note("$file line $.: $width columns wide")
 		  if $is_c && $width > 79 && $line !~ /"/;
 	}

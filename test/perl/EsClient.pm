@@ -23,7 +23,7 @@ sub connect
 	my $dsn = sprintf("dbi:Pg:host=%s;port=%d;dbname=%s", $node->host, $node->port, $database);
 
 	$dsn .= ";options=$params{options}" if $params{options};
-	return DBI->connect(
+	my $session = DBI->connect(
 		$dsn,
 		$params{user} // scalar(getpwuid($>)),
 		'',
@@ -33,6 +33,10 @@ sub connect
 			AutoCommit => 1,
 			AutoInactiveDestroy => 1,
 			pg_server_prepare => $params{prepare} // 1 });
+	return if !$session;
+	$session->{RaiseError} = 1;
+	$session->{private_es_where} = [ $node, $database ];
+	return $session;
 }
 
 1;

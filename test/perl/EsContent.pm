@@ -25,7 +25,7 @@ sub content
 	push @tables, split /\n/, $node->safe_psql($database, q{
 		SELECT c.oid::regclass FROM pg_depend d
 		  JOIN pg_extension e ON e.oid = d.refobjid AND e.extname = 'es'
-		  JOIN pg_class c ON c.oid = d.objid AND c.relkind = 'r'
+		  JOIN pg_class c ON c.oid = d.objid AND c.relkind = 'r' AND c.relpersistence = 'p'
 		 WHERE d.classid = 'pg_class'::regclass AND d.deptype = 'e' ORDER BY 1});
 	foreach my $table (grep { !$left_out{$_} } @tables)
 	{
@@ -104,7 +104,9 @@ sub catalog
 		ORDER BY 1});
 
 	# The words may have line feeds.
-	return [ split /\n(?=(?:object|column|relation|index|constraint|trigger|view|sequence|function|dumped): )/,
+	my $kinds = join('|', qw(object column relation index constraint trigger view sequence
+		function dumped));
+	return [ split /\n(?=(?:$kinds): )/,
 		$words ];
 }
 

@@ -19,7 +19,7 @@ use warnings;
 
 use parent 'PostgreSQL::Test::Cluster';
 
-use PostgreSQL::Test::Utils;
+use PostgreSQL::Test::Utils qw(run_command slurp_file);
 use Time::HiRes qw(usleep time);
 
 # Seconds to wait for what has to happen, as PostgreSQL's own tests have it.
@@ -108,6 +108,22 @@ sub wait_gone
 		die "process $pid has not ended" if time > $deadline;
 		usleep(10_000);
 	}
+	return;
+}
+
+# Kill the server with no chance to do anything, and wait until it can be started
+# again: its processes are gone, and with them its shared memory.
+sub crash
+{
+	my ($node) = @_;
+	my $postmaster = $node->{_pid};
+	my @children = grep {
+		-r "/proc/$_/stat"
+		  && slurp_file("/proc/$_/stat") =~ /\) \S $postmaster /
+	} map { m{^/proc/(\d+)$} } glob('/proc/[0-9]*');
+
+	$node->kill9;
+	$node->wait_gone($_) for ($postmaster, @children);
 	return;
 }
 

@@ -26,6 +26,7 @@ SELECT is_empty($$SELECT name FROM functions WHERE prosecdef
 	AND NOT coalesce('search_path=pg_catalog, pg_temp' = ANY (proconfig), false)$$,
 	'every SECURITY DEFINER function pins its search_path, pg_temp last');
 SELECT is_empty($$SELECT name FROM functions WHERE lanname <> 'c'
+	AND prosqlbody IS NULL	-- was parsed when it was created
 	AND NOT coalesce('search_path=pg_catalog, pg_temp' = ANY (proconfig), false)$$,
 	'every function that is not in C pins its search_path, pg_temp last');
 SELECT is_empty($$SELECT name FROM functions WHERE prosecdef AND proleakproof$$,

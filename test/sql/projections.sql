@@ -106,7 +106,7 @@ SELECT count(es_create_projection('projections_' || name, format(
 SELECT count(es_append(stream, type, jsonb_build_object('n', n)))
   FROM (VALUES (1, 'projecting-3', 'ADDED'), (2, 'projected-3', 'ADDED'), (3, 'projecting-4', 'TAKEN'),
 			   (4, 'projected-4', 'TAKEN'), (5, 'projected-4', 'OTHER'), (6, 'projections-4', 'ADDED')) AS e (n, stream, type);
-SELECT bool_and(pg_temp.caught_up(name)) FROM projections_shown;
+SELECT bool_and(pg_temp.caught_up(name)) FROM projections_shown WHERE name <> 'projections_total';
 SELECT name, pg_temp.seen(substr(name, 13)), events_applied
   FROM projections_shown WHERE name <> 'projections_total';
 -- A category filter is no prefix of names.

@@ -1,0 +1,1 @@
+SELECT es_submit('WITHDRAW', '1', '{"amount": 1}');

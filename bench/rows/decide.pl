@@ -1,0 +1,38 @@
+# decide.pl
+#	  Contended decisions: everybody withdraws from one account.  In the server,
+#	  es_submit() with a decider; in application style, each client keeps the
+#	  state it knows, reads what has come since, decides, appends if the stream
+#	  still is at that version, and begins again where it is not.
+
+use strict;
+use warnings;
+
+use Bench;
+
+row decide => 'contended decisions on one stream, beside read, decide, append and retry', sub {
+	foreach my $sync ('off', grep { $_ ne 'off' } @{ $opt{sync} })
+	{
+		database('decided', es => 1, scripts => ['decide']);
+		database('application', es => 1, scripts => ['decide']);
+		my ($decided, $applied) = (0, 0);
+
+		compare(
+			title => 'contended decisions',
+			setting => '16 clients, one stream, synchronous_commit ' . $sync,
+			target => $sync eq 'off' ? '>= 1' : undef, per => 'decisions/s', warm_up => 1,
+			base => sub {
+				pgbench('application', 'decide_application', clients => 16, sync => $sync,
+					retry => 1, vars => { version => 0, balance => 0 }, count => \$applied);
+			},
+			ours => sub {
+				pgbench('decided', 'decide', clients => 16, sync => $sync, count => \$decided);
+			});
+		check("the account's balance is what was decided",
+			value('decided', q{SELECT es_state('account-1')->>'balance'}) == 1_000_000_000 - $decided);
+		check("the application's balance is what was decided",
+			value('application', q{SELECT es_state('account-1')->>'balance'}) == 1_000_000_000 - $applied);
+		drop_database($_) foreach 'decided', 'application';
+	}
+};
+
+1;

@@ -1,0 +1,64 @@
+# 005_latency.pl
+#	  How long it takes from the commit of a command to the row in the read
+#	  model, on an idle server.  Measured and printed, not judged: what is slow
+#	  may be the machine.
+
+use strict;
+use warnings;
+
+use EsNode;
+use PostgreSQL::Test::Utils;
+use Test::More;
+
+my $samples = 100;
+my $node = EsNode->create('latency', conf => 'log_statement = none');
+
+$node->safe_psql('postgres', q{
+	SELECT es_create_command('CREATE_CUSTOMER', 'customer', 'CUSTOMER_CREATED', creates => true);
+	CREATE TABLE customer (id text PRIMARY KEY, name text);
+	SELECT es_create_projection('customer', $$
+		INSERT INTO customer SELECT substr(stream, 10), payload->>'name' FROM es_batch $$);
+	CREATE TABLE sample (way text, ms float)});
+
+# After a pause, in which everything goes to sleep, submit and commit a command,
+# then look for its row, by looking again and again or by es_wait().
+$node->safe_psql('postgres', qq{
+	DO \$\$
+	DECLARE
+		position bigint;
+		began timestamptz;
+	BEGIN
+		FOR i IN 1 .. 2 * $samples LOOP
+			PERFORM pg_sleep(0.01 + random() / 100);
+			position := s.position
+				FROM es_submit('CREATE_CUSTOMER', i::text, '{"name": "Ann"}') s;
+			COMMIT;
+			began := clock_timestamp();
+			IF i % 2 = 0 THEN
+				PERFORM es_wait('customer', position, '60 s');
+				ASSERT EXISTS (SELECT FROM customer WHERE id = i::text);
+			ELSE
+				WHILE NOT EXISTS (SELECT FROM customer WHERE id = i::text) LOOP
+				END LOOP;
+			END IF;
+			INSERT INTO sample VALUES (CASE WHEN i % 2 = 0 THEN 'waiting' ELSE 'looking' END,
+				extract(epoch FROM clock_timestamp() - began) * 1000);
+			COMMIT;
+		END LOOP;
+	END
+	\$\$});
+
+for my $way ('looking', 'waiting')
+{
+	my ($n, $median, $p95) = split /\|/, $node->safe_psql('postgres', qq{
+		SELECT count(*), round(percentile_cont(0.5) WITHIN GROUP (ORDER BY ms)::numeric, 2),
+			round(percentile_cont(0.95) WITHIN GROUP (ORDER BY ms)::numeric, 2)
+		  FROM sample WHERE way = '$way'});
+
+	is($n, $samples, "each command was seen in the read model, by $way for it");
+	diag("commit to row visible, by $way for it: median $median ms, 95th percentile $p95 ms");
+}
+
+$node->stop;
+
+done_testing();

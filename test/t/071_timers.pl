@@ -1,0 +1,193 @@
+# Timers: a scheduled command is submitted when it is due, exactly once, as the
+# role that scheduled it, whatever happens in between.
+
+use strict;
+use warnings;
+use EsNode;
+use PostgreSQL::Test::Utils;
+use Test::More;
+
+my $node = EsNode->create('main', conf => "es.schedule_attempts = 2");
+
+sub sql { return $node->safe_psql('postgres', $_[0]); }
+
+# As the clerk, whose projector it is that submits.
+sub as_clerk
+{
+	return $node->safe_psql('postgres', $_[0],
+		extra_params => [ '-U', 'clerk' ]);
+}
+
+sub await
+{
+	my ($query, $test) = @_;
+
+	ok($node->poll_query_until('postgres', $query), $test);
+	return;
+}
+
+sql(q{
+	CREATE ROLE clerk LOGIN;
+	CREATE ROLE idler LOGIN;
+	SELECT es_grant('clerk', 'writer'), es_grant('idler', 'writer');
+	CREATE TABLE secret (word text);
+	CREATE FUNCTION remind(state jsonb, c es.command) RETURNS SETOF es.new_event
+	LANGUAGE plpgsql AS $$
+	BEGIN
+		IF c.payload ? 'reject' THEN
+			RAISE EXCEPTION 'not like this';
+		ELSIF c.payload ? 'pry' THEN
+			PERFORM * FROM secret;
+		END IF;
+		RETURN NEXT ROW('REMINDED', c.payload || jsonb_build_object('by', c.submitted_by,
+			'user', current_user, 'session', session_user), NULL, NULL, NULL)::es.new_event;
+	END
+	$$;
+	SELECT es_create_command('REMIND', 'order', decide => 'remind(jsonb, es.command)');
+});
+$node->append_conf('pg_hba.conf', 'local all all trust');
+$node->reload;
+
+#
+# When it is due, as the role, with its metadata
+#
+my $before = sql('SELECT clock_timestamp()');
+as_clerk(q{
+	SET es.metadata = '{"correlation": 7}';
+	SELECT es_schedule('REMIND', '1', '{"n": 1}', clock_timestamp() + interval '1.5 s',
+					   '00000000-0000-0000-0000-000000000001');
+});
+is(sql('SELECT count(*) FROM es.event'), 0, 'not before it is due');
+await(q{SELECT count(*) = 1 FROM es.event}, 'when it is due');
+is(sql(qq{SELECT recorded_at - '$before' >= '1.5 s' FROM es.event}), 't', 'and not before');
+is(sql(q{SELECT payload, metadata FROM es.event}),
+	'{"n": 1, "by": "clerk", "user": "clerk", "session": "clerk"}|{"correlation": 7}',
+	'as the role that scheduled it, with the metadata of its session');
+is(sql(q{SELECT count(*) FROM es_schedules}), 0, 'then it is off the schedule');
+is(as_clerk(q{SELECT events, duplicate FROM es_submit('REMIND', '1', '{"n": 1}',
+	'00000000-0000-0000-0000-000000000001')}), '1|t',
+	'and its id stands for what it led to');
+is(as_clerk(q{SELECT es_cancel('00000000-0000-0000-0000-000000000001')}), 'f',
+	'what is done cannot be cancelled');
+
+#
+# What has passed is due at once; what is cancelled or rolled back never is
+#
+as_clerk(q{
+	SELECT es_schedule('REMIND', '2', '{"n": 2}', '2020-01-01');
+	BEGIN; SELECT es_schedule('REMIND', '2', '{"n": 3}', '2020-01-01'); ROLLBACK;
+	BEGIN;
+	SELECT es_schedule('REMIND', '2', '{"n": 4}', '2020-01-01', '00000000-0000-0000-0000-000000000004');
+	SELECT es_cancel('00000000-0000-0000-0000-000000000004');
+	COMMIT;
+	SELECT es_schedule('REMIND', '2', '{"n": 5}', '2020-01-01');
+});
+await(q{SELECT count(*) = 2 FROM es.event WHERE stream = 'order-2'}, 'what has passed is due at once');
+is(sql(q{SELECT string_agg(payload->>'n', ',' ORDER BY version) FROM es.event WHERE stream = 'order-2'}),
+	'2,5', 'and what was cancelled or rolled back is not');
+
+#
+# Failures: rejected, not allowed, tried so many times
+#
+my $log = $node->log_end;
+as_clerk(q{
+	SELECT es_schedule('REMIND', '3', '{"reject": true}', '2020-01-01');
+	SELECT es_schedule('REMIND', '3', '{"pry": true}', '2020-01-01', '00000000-0000-0000-0000-000000000006');
+	SELECT es_schedule('REMIND', '3', '{"n": 7}', '2020-01-01');
+});
+await(q{SELECT count(*) = 2 FROM es_schedules WHERE status = 'failed'}, 'failures come to an end');
+is(as_clerk(q{SELECT attempts, last_error_sqlstate, next_attempt_at IS NULL, last_error
+				FROM es_schedules ORDER BY attempts}),
+	"1|ES002|t|not like this (Command \"REMIND\" on stream \"order-3\" was rejected with SQLSTATE P0001.)\n"
+	  . '2|42501|t|permission denied for table secret',
+	'a rejection is final, another error is tried again; the role has its own rights alone');
+is(sql(q{SELECT payload->>'n' FROM es.event WHERE stream = 'order-3'}), '7',
+	'and the others go on');
+ok($node->log_has(qr/scheduled command "REMIND" on "3" failed: permission denied for table secret/, $log),
+	'the log says so');
+as_clerk(q{SELECT es_cancel(id) FROM es_schedules});
+is(sql(q{SELECT count(*) FROM es_schedules}), 0, 'who has seen a failure takes it away');
+
+#
+# A role that may not submit any more
+#
+$node->safe_psql('postgres', q{SELECT es_schedule('REMIND', '4', '{}', clock_timestamp() + '1 s')},
+	extra_params => [ '-U', 'idler' ]);
+sql(q{SELECT es_revoke('idler', 'writer')});
+await(q{SELECT count(*) = 1 FROM es_schedules WHERE status = 'failed' AND last_error_sqlstate = '42501'},
+	'a role that lost its rights submits nothing');
+sql(q{SELECT es_cancel(id) FROM es_schedules});
+
+#
+# Downtime
+#
+as_clerk(q{SELECT es_schedule('REMIND', '5', '{"n": 1}', clock_timestamp() + interval '1 s')});
+$node->stop('fast');
+sleep 2;
+$node->start;
+await(q{SELECT count(*) = 1 FROM es.event WHERE stream = 'order-5'},
+	'what became due while the server was down is submitted when it is up');
+
+#
+# Exactly once, through crashes in the middle
+#
+my $n = 300;
+as_clerk(qq{
+	SELECT count(es_schedule('REMIND', (6 + i % 5)::text, jsonb_build_object('crash', i),
+				clock_timestamp() + i * interval '3 ms')) FROM generate_series(1, $n) i});
+for my $crash (1 .. 3)
+{
+	my $enough = $crash * $n / 5;
+
+	$node->poll_query_until('postgres',
+		"SELECT count(*) >= $enough FROM es.event WHERE payload ? 'crash'");
+	if ($crash == 2)
+	{
+		$node->safe_psql('postgres',
+			q{SELECT pg_terminate_backend(pid) FROM es_stat_workers WHERE kind = 'projector'});
+		next;
+	}
+	$node->stop('immediate');
+	$node->start;
+}
+await(q{SELECT count(*) = 0 FROM es_schedules}, 'after crashes everything is submitted');
+is(sql(q{SELECT count(*), count(DISTINCT payload->>'crash') FROM es.event WHERE payload ? 'crash'}),
+	"$n|$n", 'and everything once');
+
+#
+# A copy of the database fires nothing until it is told that it is no copy
+#
+as_clerk(q{SELECT es_schedule('REMIND', '20', '{"n": 1}', clock_timestamp() + interval '2 s')});
+sql('CREATE DATABASE copy TEMPLATE postgres');
+await(q{SELECT count(*) = 1 FROM es.event WHERE stream = 'order-20'}, 'the original fires');
+is($node->safe_psql('copy', q{SELECT count(*) FROM es_schedules}), 1, 'the copy does not');
+$node->safe_psql('copy', 'SELECT es_activate()');
+ok($node->poll_query_until('copy', q{SELECT count(*) = 1 FROM es.event WHERE stream = 'order-20'}),
+	'until it is activated');
+
+#
+# Command ids are forgotten after es.command_retention
+#
+as_clerk(q{
+	SELECT count(es_append('bulk-1', 'X', command_id => gen_random_uuid())) FROM generate_series(1, 2500);
+});
+ok(sql(q{SELECT count(*) FROM es.command_log}) > 2500, 'command ids are kept');
+sleep 1;
+$node->append_conf('postgresql.conf', "es.command_retention = '1s'");
+$node->reload;
+await(q{SELECT count(*) = 0 FROM es.command_log}, 'and forgotten after es.command_retention, in steps');
+$node->append_conf('postgresql.conf', "es.command_retention = 0");
+$node->reload;
+as_clerk(q{SELECT es_append('bulk-1', 'X', command_id => gen_random_uuid())});
+sleep 1;
+is(sql(q{SELECT count(*) FROM es.command_log}), 1, 'which 0 turns off');
+
+#
+# The worker that came for timers alone goes when it has been idle for long, and
+# no process runs for those who schedule nothing
+#
+is(sql(q{SELECT count(*) FROM es_stat_workers WHERE kind = 'projector' AND role <> 'clerk'}), 0,
+	'there is a process only for who has something due');
+
+$node->stop;
+done_testing();
