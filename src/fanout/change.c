@@ -123,7 +123,7 @@ es_change_record(Oid relid, const char *channel, Jsonb *keys, bool rebuilt)
 	es_writer_open(&writer, &change_table, es_catalog()->change);
 	es_writer_insert_row(&writer, values, nulls);
 	es_writer_close(&writer);
-	es_wake_at_commit();
+	es_news_at_commit();
 	changed = true;
 }
 

@@ -169,7 +169,11 @@ open_portions(Fetch *f)
 		portion->count = portion->redelivered = 0;
 		portion->old_handed_out = p->handed_out;
 		if (portion->again)
-			portion->limit = Min(portion->limit, limit_of(f, p));
+		{
+			int			limit = limit_of(f, p);
+
+			portion->limit = Min(portion->limit, limit);
+		}
 	}
 }
 

@@ -72,8 +72,13 @@ first_position(const EsProjection *p, int64 settled)
 	rel = table_open(es_catalog()->event, AccessShareLock);
 	slot = table_slot_create(rel, NULL);
 	for (int i = 0; i < p->filter.ncategories; i++)
-		first = Min(first, first_of_category(rel, slot, p->filter.categories[i],
-											 p->position, settled));
+	{
+		int64		candidate = first_of_category(rel, slot,
+												  p->filter.categories[i],
+												  p->position, settled);
+
+		first = Min(first, candidate);
+	}
 	ExecDropSingleTupleTableSlot(slot);
 	table_close(rel, AccessShareLock);
 	return first;

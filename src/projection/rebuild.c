@@ -243,8 +243,11 @@ lock_served_tables(EsProjection *p, bool *paused)
 	/* Appenders write the tables of a synchronous one. */
 	if (sync)
 	{
+		int64		last;
+
 		LockRelationOid(es_catalog()->event, ShareRowExclusiveLock);
-		position = Max(position, es_last_position());
+		last = es_last_position();
+		position = Max(position, last);
 	}
 	return position;
 }

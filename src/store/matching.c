@@ -253,10 +253,11 @@ es_read_matching(PG_FUNCTION_ARGS)
 	EsQuery    *query = query_argument(fcinfo, 0);
 	int64		after = after_argument(fcinfo, 1);
 	int64		max_count = es_count_argument(fcinfo, 2);
+	int64		last;
 
 	/* First the position, then the snapshot: see watermark.c. */
-	read_to = Max(after, read_matching(fcinfo, query, after,
-									   es_settled_position(), max_count));
+	last = read_matching(fcinfo, query, after, es_settled_position(), max_count);
+	read_to = Max(after, last);
 	return (Datum) 0;
 }
 

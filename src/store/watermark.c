@@ -370,7 +370,11 @@ highest_used(void)
 	bool		isnull;
 
 	if (es_index_find(rel, catalog->event_key, NULL, 0, BackwardScanDirection, slot))
-		highest = Max(highest, DatumGetInt64(slot_getattr(slot, 1, &isnull)));
+	{
+		int64		newest = DatumGetInt64(slot_getattr(slot, 1, &isnull));
+
+		highest = Max(highest, newest);
+	}
 	ExecDropSingleTupleTableSlot(slot);
 	table_close(rel, AccessShareLock);
 	return highest;
@@ -384,7 +388,9 @@ highest_used(void)
 static void
 seed(EsDatabase *d, Oid sequence)
 {
-	int64		bound = Max(reserved_bound(sequence), highest_used());
+	int64		reserved = reserved_bound(sequence);
+	int64		used = highest_used();
+	int64		bound = Max(reserved, used);
 
 	SpinLockAcquire(&d->mutex);
 	if (d->sequence != sequence || (d->next <= 1 && d->bound < bound))
@@ -600,14 +606,23 @@ es_first_own_position(void)
 }
 
 /*
- * Let the workers look when this transaction ends: what they go by, such as
- * the definitions of projections, has changed.
+ * Let the workers look for news when this transaction ends.
+ */
+void
+es_news_at_commit(void)
+{
+	(void) es_database();
+	wake = true;
+}
+
+/*
+ * The same where what they go by, such as the definitions of projections, has
+ * changed.
  */
 void
 es_wake_at_commit(void)
 {
-	(void) es_database();
-	wake = true;
+	es_news_at_commit();
 	changed = true;
 }
 
@@ -652,7 +667,12 @@ end_transaction(void)
 	wake = false;
 	pg_atomic_write_u64(&my_slot->s.first, 0);
 	if (changed)
+	{
 		pg_atomic_fetch_add_u64(&my_database->changes, 1);
+		/* What a session waits for may have been dropped. */
+		if (pg_atomic_read_u32(&my_database->waiters) > 0)
+			ConditionVariableBroadcast(&my_database->progress);
+	}
 	if (timers_changed)
 		pg_atomic_fetch_add_u64(&my_database->timer_changes, 1);
 	changed = false;
@@ -685,9 +705,9 @@ xact_callback(XactEvent event, void *arg)
 			if (wake)
 				ereport(ERROR,
 						(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-						 changed || timers_changed
-						 ? errmsg("cannot PREPARE a transaction that has changed what the workers of es go by")
-						 : errmsg("cannot PREPARE a transaction that has appended events"),
+						 es_first_own_position() != 0
+						 ? errmsg("cannot PREPARE a transaction that has appended events")
+						 : errmsg("cannot PREPARE a transaction that has changed what the workers of es go by"),
 						 errhint("Use COMMIT.")));
 			break;
 		default:

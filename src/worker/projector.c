@@ -290,12 +290,12 @@ has_others(const EsProjection *p)
 static void
 report(const EsProjection *p)
 {
-	int64		lag = Max(es_settled_peek() - p->position, 0);
+	int64		lag = es_settled_peek() - p->position;
 
 	pgstat_report_activity(STATE_RUNNING,
 						   psprintf("es projector: %s%s, %s events behind",
 									p->rebuild > 0 ? "rebuilding " : "", p->name,
-									es_worker_number(lag)));
+									es_worker_number(Max(lag, 0))));
 }
 
 /*
@@ -512,8 +512,10 @@ es_projector_main(Datum arg)
 			let_events_gather(round_began);
 		else
 		{
+			long		until_timer = es_timers_timeout();
+
 			report_idle();
-			es_worker_sleep(Min(timeout, es_timers_timeout()));
+			es_worker_sleep(Min(timeout, until_timer));
 		}
 	}
 	proc_exit(0);

@@ -318,6 +318,15 @@ announce(void)
 }
 
 /*
+ * Lower a timeout.  Not by Min(), which evaluates its arguments twice.
+ */
+static void
+sooner(long *timeout, long ms)
+{
+	*timeout = Min(*timeout, ms);
+}
+
+/*
  * Start the missing ones of an owner's projectors.  Returns how long to sleep.
  */
 static long
@@ -407,7 +416,7 @@ start_projectors(void)
 		EsOwner    *owner = (EsOwner *) lfirst(cell);
 
 		es_workers_dismiss(ES_PROJECTOR, MyDatabaseId, owner->role, owner->granted);
-		timeout = Min(timeout, start_those_of(owner->role, owner->granted));
+		sooner(&timeout, start_those_of(owner->role, owner->granted));
 	}
 	return timeout;
 }
@@ -484,10 +493,10 @@ es_scheduler_main(Datum arg)
 		}
 		MemoryContextSwitchTo(loop);
 		timeout = start_projectors();
-		timeout = Min(timeout, announce());
-		timeout = Min(timeout, prune());
+		sooner(&timeout, announce());
+		sooner(&timeout, prune());
 		if (state.next_timer != DT_NOEND)
-			timeout = Min(timeout, es_worker_ms_until(state.next_timer));
+			sooner(&timeout, es_worker_ms_until(state.next_timer));
 		es_worker_report_idle(psprintf("es scheduler: settled at position %s",
 									   es_worker_number(state.announced)));
 		if (timeout > 0)

@@ -172,7 +172,7 @@ es_timers_timeout(void)
 {
 	if (state.next == DT_NOEND)
 		return ES_HEARTBEAT_MS;
-	return Max(es_worker_ms_until(state.next), 0);
+	return es_worker_ms_until(state.next);
 }
 
 /*

@@ -179,7 +179,7 @@ sub _judge_acknowledged
 	$self->_violated("$what was acknowledged though its expected version was stale")
 	  if $op->{kind} eq 'stale';
 	$self->_violated("$what: es_wait() returned true, but the row was not visible")
-	  if $op->{result}{waited} && !$op->{result}{visible};
+	  if $op->{result}{waited} && defined $op->{result}{visible} && !$op->{result}{visible};
 	foreach my $part (0 .. $#{ $op->{result}{got} // [] })
 	{
 		my ($position, $version) = @{ $op->{result}{got}[$part] };

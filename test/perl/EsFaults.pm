@@ -241,9 +241,17 @@ sub _catch_up
 {
 	my ($self) = @_;
 	my $deadline = time + 90;
+	my $complaint = time + 5;
 
 	while (time < $deadline)
 	{
+		if (time > $complaint)
+		{
+			$complaint = $deadline;
+			note($self->{node}->safe_psql($self->{database},
+				q{SELECT now(); SELECT * FROM es_stat_workers;
+				  SELECT name, status, position, last_error FROM es_projections}));
+		}
 		my $lag = eval {
 			my $session = EsClient->connect($self->{node}, $self->{database});
 			my ($n) = $session->selectrow_array(q{
