@@ -106,6 +106,11 @@ static EsStatement finish_rebuild = ES_SQL(
 	"  merged_at = $5, rows_inserted = $6, rows_updated = $7, rows_deleted = $8, "
 	"  events = (SELECT sum(events_applied) FROM c) WHERE id = $2",
 	8, TEXTOID, INT4OID, TEXTOID, INT8OID, TIMESTAMPTZOID, INT8OID, INT8OID, INT8OID);
+/* Whoever watches them is told that, instead of every key that has changed. */
+static EsStatement announce_rebuilt = ES_SQL(
+	"SELECT es.rebuilt(t.oid::regclass) FROM es.projection p, unnest(p.tables) t (oid) "
+	"WHERE p.name = $1 AND EXISTS (SELECT FROM pg_trigger g "
+	"  WHERE g.tgrelid = t.oid AND g.tgname = 'es_watch_insert')", 1, TEXTOID);
 static EsStatement select_stream_events = ES_SQL(
 	"SELECT e.position, e.category, e.type FROM es.event e WHERE e.stream = $1 AND e.position > $2 "
 	"  AND e.position <= least($3, (SELECT min(d.position) - 1 FROM es.dead_letter d "
@@ -339,6 +344,7 @@ merge(EsProjection *p)
 	(void) run(&replace_letters, values, NULL);
 	values[1] = Int32GetDatum(p->rebuild);
 	(void) run(&adopt_letters, values, NULL);
+	(void) run(&announce_rebuilt, values, NULL);
 	finish(p, position, began, &merged);
 	return ES_STEPPED;
 }

@@ -3,6 +3,7 @@
 use strict;
 use warnings;
 
+use EsExample;
 use EsListener;
 use EsNode;
 use PostgreSQL::Test::Utils;
@@ -131,11 +132,7 @@ pass('and does after it');
 $listener->finish;
 
 # How long it takes, beside what PostgreSQL itself needs.
-my $latency = "$ENV{TESTDIR}/latency";
-my ($includedir) = run_command([ 'pg_config', '--includedir' ]);
-my ($libdir) = run_command([ 'pg_config', '--libdir' ]);
-system_or_bail('gcc', '-Wall', '-Wextra', '-Werror', '-O2', "-I$includedir", "-L$libdir",
-	'-o', $latency, 'test/clients/latency.c', '-lpq');
+my $latency = EsExample::build('latency');
 sql('CREATE TABLE bare (n integer)');
 my ($printed) = run_command([ $latency, $node->connstr('postgres'), 100 ]);
 my %median = map { (split)[0] => [ (split)[ 1, 2 ] ] } split /\n/, $printed;

@@ -119,6 +119,25 @@ is_deeply([ $listener->messages('balance') ],
 	[ keys_message(key_of('account-1', 'EUR'), key_of('account-2', 'EUR')) ],
 	'what a projection changes is announced, once a batch');
 
+# A rebuild that finds differences.
+sql(q{
+	CREATE TABLE counted (stream text PRIMARY KEY, n bigint);
+	SELECT es_watch('counted', ARRAY['stream'], 'balance');
+	SELECT es_create_projection('counts', $q$
+		INSERT INTO counted SELECT stream, count(*) FROM es_batch GROUP BY stream
+		ON CONFLICT (stream) DO UPDATE SET n = counted.n + excluded.n$q$,
+		ARRAY['account'], tables => ARRAY['counted'::regclass])});
+ok($node->wait_caught_up('postgres', 'counts'), 'a projection has filled its table');
+sql(q{DELETE FROM counted});
+$listener->wait_for(qr/counted.*account-1.*\n(?s:.*)counted.*account-1/);
+$listener->forget;
+sql(q{SELECT es_rebuild('counts')});
+$listener->wait_for(qr/"public.counted"/);
+is_deeply([ $listener->messages('balance') ], [ '{"read_model":"public.counted","rebuilt":true}' ],
+	'a rebuild is announced in one message');
+is(sql('SELECT count(*) FROM counted'), 2, 'and the rows are there again');
+sql(q{SELECT es_drop_projection('counts'), es_unwatch('counted')});
+
 # A change must not fail for the notifier.
 sql('ALTER TABLE balance RENAME currency TO unit');
 is_deeply(heard(q{INSERT INTO balance VALUES ('r1', 'EUR', 1)}),

@@ -3,7 +3,7 @@
 use strict;
 use warnings;
 
-use EsClient;
+use EsExample;
 use EsNode;
 use PostgreSQL::Test::Utils;
 use Test::More;
@@ -22,7 +22,7 @@ sub follow
 	my ($name, $last, @command) = @_;
 	my $output = "$ENV{TESTDIR}/$name.out";
 	my $before = sql('SELECT count(*) FROM es.event');
-	my $pid = EsClient::start($output, @command, $node->connstr('postgres'), 'es', $last);
+	my $pid = EsExample::start($output, @command, $node->connstr('postgres'), 'es', $last);
 
 	for my $mode ('fast', 'immediate', undef)
 	{
@@ -35,15 +35,15 @@ sub follow
 		}
 	}
 	sql(qq{SELECT es_append('account-1', '$last')});
-	is(EsClient::wait_for_end($pid), 0, "$name: the consumer has seen the last event")
-	  or EsClient::end($pid, 'KILL');
+	is(EsExample::wait_for_end($pid), 0, "$name: the consumer has seen the last event")
+	  or EsExample::end($pid, 'KILL');
 	is( slurp_file($output),
 		sql(q{SELECT concat_ws(' ', "position", stream, version) FROM es_read(0, NULL)}) . "\n",
 		"$name: and every one, once and in order, over restart and crash");
 	return;
 }
 
-follow('C', 'END_C', EsClient::build('consumer'));
+follow('C', 'END_C', EsExample::build('consumer'));
 
 SKIP:
 {
@@ -67,20 +67,20 @@ sql(q{
 		start_after => es_settled());
 	SELECT es_submit('REGISTER', i::text, jsonb_build_object('email', 'c' || i || '@example.org'))
 	  FROM generate_series(1, 20) i});
-my $sender = EsClient::build('sender');
+my $sender = EsExample::build('sender');
 my $outbox = "$ENV{TESTDIR}/outbox";
 my $output = "$ENV{TESTDIR}/sender.out";
 for my $round (1 .. 3)
 {
-	my $pid = EsClient::start($output, $sender, $node->connstr('postgres'),
+	my $pid = EsExample::start($output, $sender, $node->connstr('postgres'),
 		'welcome', "sender $round", $outbox, 5);
 
-	ok(!EsClient::wait_for_end($pid), "sender $round died after its command");
+	ok(!EsExample::wait_for_end($pid), "sender $round died after its command");
 }
-my $pid = EsClient::start($output, $sender, $node->connstr('postgres'), 'welcome', 'sender 4', $outbox);
+my $pid = EsExample::start($output, $sender, $node->connstr('postgres'), 'welcome', 'sender 4', $outbox);
 $node->poll_query_until('postgres', q{SELECT count(*) = 20 FROM es.event WHERE type = 'EMAIL_SENT'});
 $node->poll_query_until('postgres', q{SELECT delivered_position IS NULL FROM es_subscriptions WHERE name = 'welcome'});
-EsClient::end($pid);
+EsExample::end($pid);
 is(sql(q{SELECT count(*) || ' ' || count(DISTINCT payload->>'message') FROM es.event WHERE type = 'EMAIL_SENT'}),
 	'20 20', 'every event is answered by one command, however often it is handed out');
 my @mails = split /\n/, slurp_file($outbox);

@@ -4,7 +4,7 @@
 use strict;
 use warnings;
 
-use EsClient;
+use EsExample;
 use EsNode;
 use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
@@ -38,14 +38,14 @@ logfile = $directory/log
 pidfile = $directory/pid
 ignore_startup_parameters = extra_float_digits
 });
-my $pid = EsClient::start("$directory/output", $pgbouncer, '-q', "$directory/pgbouncer.ini");
+my $pid = EsExample::start("$directory/output", $pgbouncer, '-q', "$directory/pgbouncer.ini");
 my $pooled = "host=$directory port=$port dbname=postgres user=$user";
 
 END
 {
 	my $status = $?;
 
-	EsClient::end($pid) if $pid;
+	EsExample::end($pid) if $pid;
 	$? = $status;
 }
 
@@ -86,13 +86,13 @@ $node->safe_psql('postgres', q{
 	CREATE TABLE acknowledged (id bigserial, subscription text, consumer text, "position" bigint);
 	SELECT es_create_subscription('pooled', ARRAY['load'], partitions => 8, max_deliveries => 100);
 	SELECT es_append('load-' || i % 40, 'WORK') FROM generate_series(1, 2000) i});
-my $worker = EsClient::build('worker');
+my $worker = EsExample::build('worker');
 my $output = "$ENV{TESTDIR}/pooled.log";
-my @workers = map { EsClient::start($output, $worker, $pooled, 'pooled', "c$_", 'exact') } 1 .. 4;
+my @workers = map { EsExample::start($output, $worker, $pooled, 'pooled', "c$_", 'exact') } 1 .. 4;
 $node->poll_query_until('postgres', q{SELECT count(*) >= 2000 FROM handled});
 $node->safe_psql('postgres', q{SELECT es_append('load-' || i % 40, 'WORK') FROM generate_series(1, 200) i});
 $node->poll_query_until('postgres', q{SELECT count(*) >= 2200 FROM handled});
-EsClient::end($_) for @workers;
+EsExample::end($_) for @workers;
 is($node->safe_psql('postgres', q{SELECT count(*) || ' ' || count(DISTINCT "position") FROM handled}),
 	'2200 2200', 'consumers of a subscription handle everything exactly once');
 is($node->safe_psql('postgres', q{SELECT count(*) FROM (SELECT 1 FROM handled GROUP BY stream
