@@ -159,6 +159,7 @@ check_definition(FunctionCallInfo fcinfo)
 		ereport(ERROR,
 				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
 				 errmsg("the initial state of an aggregate must not be null"),
+				 errdetail("It is NULL."),
 				 errhint("Leave it out, or give '{}'.")));
 	if (PG_ARGISNULL(3) || PG_GETARG_INT32(3) < 0)
 		ereport(ERROR,

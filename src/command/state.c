@@ -2,8 +2,8 @@
  * state.c
  *	  The state of an aggregate: its stream's events, folded by evolve.
  *
- * The fold is a loop over an index scan on (stream, version) that calls evolve
- * through fmgr.  It begins with the newest state that was kept, which is one
+ * The fold is a loop over an index scan on (stream, version) that evaluates the
+ * call of evolve.  It begins with the newest state that was kept, which is one
  * of two:
  *
  * A snapshot is a row of es.snapshot, written by the transaction that appended
@@ -77,8 +77,11 @@ enum
 static EsTable snapshot_table = ES_TABLE(SNAPSHOT_COLUMNS, INT8OID, INT8OID, INT8OID,
 										 TIMESTAMPTZOID, TEXTOID, JSONBOID);
 
-/* A fold forgets what evolve left behind after so many bytes. */
-#define GARBAGE_LIMIT	(256 * 1024)
+/*
+ * A fold forgets what evolve left behind after so many bytes: few enough that
+ * malloc() does not take memory from the kernel and give it back every time.
+ */
+#define GARBAGE_LIMIT	(32 * 1024)
 
 /* States in the cache, and the size up to which they are kept there. */
 #define CACHE_ENTRIES	64

@@ -363,6 +363,9 @@ tell(const char *channel, const char *table, List *keys, bool rebuilt, bool many
 {
 	StringInfoData message;
 
+	/* What NOTIFY would refuse would hold up all announcements. */
+	if (channel[0] == '\0' || strlen(channel) >= NAMEDATALEN)
+		return;
 	if (!rebuilt && !many && list_length(keys) <= es_watch_max_keys &&
 		tell_keys(channel, table, keys))
 		return;
