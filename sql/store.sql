@@ -34,12 +34,11 @@ CREATE TABLE es.tag (
 );
 COMMENT ON TABLE es.tag IS 'The tags of events: one row for each tag of each tagged event.';
 
--- Each value ends a block of 64 positions: shared memory hands out the
--- positions of a block one by one, the sequence is their durable upper bound.
-CREATE SEQUENCE es.event_position AS bigint
-	START WITH 64 INCREMENT BY 64 MINVALUE 64 NO CYCLE;
+-- Shared memory hands out the positions one by one; the sequence is moved ahead
+-- of them, many at a time.
+CREATE SEQUENCE es.event_position AS bigint NO CYCLE;
 COMMENT ON SEQUENCE es.event_position IS
-	'Durable upper bound of the positions handed out; reserved in blocks of 64.';
+	'Durable upper bound of the positions handed out; set ahead of them, 2048 at a time.';
 
 -- The settled position for readers that cannot look into shared memory.
 -- The scheduler inserts the row and moves it.

@@ -56,21 +56,38 @@ first_of_category(Relation rel, TupleTableSlot *slot, text *category,
 }
 
 /*
+ * The same of all events: gaps can be long, a restart leaves one of up to 2048
+ * positions.
+ */
+static int64
+first_of_all(Relation rel, TupleTableSlot *slot, int64 after, int64 settled)
+{
+	ScanKeyData keys[2];
+	bool		isnull;
+
+	ScanKeyInit(&keys[0], 1, BTGreaterStrategyNumber, F_INT8GT,
+				Int64GetDatum(after));
+	ScanKeyInit(&keys[1], 1, BTLessEqualStrategyNumber, F_INT8LE,
+				Int64GetDatum(settled));
+	if (!es_index_find(rel, es_catalog()->event_key, keys, 2,
+					   ForwardScanDirection, slot))
+		return settled + 1;
+	return DatumGetInt64(slot_getattr(slot, 1, &isnull));
+}
+
+/*
  * The position of the first event of the projection's categories, or one
  * behind "settled" where there is none.
  */
 static int64
 first_position(const EsProjection *p, int64 settled)
 {
-	Relation	rel;
-	TupleTableSlot *slot;
+	Relation	rel = table_open(es_catalog()->event, AccessShareLock);
+	TupleTableSlot *slot = table_slot_create(rel, NULL);
 	int64		first = settled + 1;
 
 	if (p->filter.categories == NULL)
-		return p->position + 1;
-
-	rel = table_open(es_catalog()->event, AccessShareLock);
-	slot = table_slot_create(rel, NULL);
+		first = first_of_all(rel, slot, p->position, settled);
 	for (int i = 0; i < p->filter.ncategories; i++)
 	{
 		int64		candidate = first_of_category(rel, slot,

@@ -26,8 +26,8 @@
  * which takes ProcArrayLock, comes after our reading of the slot.
  *
  * The counter lives in shared memory.  The sequence es.event_position is its
- * durable upper bound, moved a block ahead before any position of the block
- * is used and flushed, so after a crash the counter begins above every position
+ * durable upper bound, moved ahead and flushed before any position up to it
+ * is used, so after a crash the counter begins above every position
  * that a client ever saw, also of events that were lost with an asynchronous
  * commit.
  *
@@ -44,6 +44,7 @@
 #include "catalog.h"
 #include "catalog/pg_type.h"
 #include "commands/sequence.h"
+#include "common/int.h"
 #include "es.h"
 #include "fault.h"
 #include "funcapi.h"
@@ -56,13 +57,14 @@
 #include "storage/lmgr.h"
 #include "storage/proc.h"
 #include "storage/shmem.h"
+#include "utils/fmgrprotos.h"
 #include "utils/rel.h"
 #include "utils/snapmgr.h"
 
 PG_FUNCTION_INFO_V1(es_stat_append);
 
-/* Positions in a block of the sequence: its INCREMENT in sql/store.sql. */
-#define BLOCK	64
+/* Positions that are reserved at a time: one flush for so many. */
+#define RESERVE	INT64CONST(2048)
 
 /*
  * One for each backend.  Written by its backend alone; padded, so that
@@ -325,7 +327,7 @@ reserved_bound(Oid sequence)
 		int64		last = DatumGetInt64(slot_getattr(slot, SEQ_COL_LASTVAL, &isnull));
 
 		bound = DatumGetBool(slot_getattr(slot, SEQ_COL_CALLED, &isnull))
-			? last : last - BLOCK;
+			? last : last - 1;
 	}
 	table_endscan(scan);
 	ExecDropSingleTupleTableSlot(slot);
@@ -388,10 +390,15 @@ highest_used(void)
 static void
 seed(EsDatabase *d, Oid sequence)
 {
-	int64		reserved = reserved_bound(sequence);
 	int64		used = highest_used();
-	int64		bound = Max(reserved, used);
+	int64		reserved;
+	int64		bound;
 
+	/* As in extend(), which may be about to make the first positions. */
+	LockRelationOid(sequence, AccessShareLock);
+	LWLockAcquire(d->lock, LW_EXCLUSIVE);
+	reserved = reserved_bound(sequence);
+	bound = Max(reserved, used);
 	SpinLockAcquire(&d->mutex);
 	if (d->sequence != sequence || (d->next <= 1 && d->bound < bound))
 	{
@@ -400,6 +407,8 @@ seed(EsDatabase *d, Oid sequence)
 		d->sequence = sequence;
 	}
 	SpinLockRelease(&d->mutex);
+	LWLockRelease(d->lock);
+	UnlockRelationOid(sequence, AccessShareLock);
 }
 
 /*
@@ -439,22 +448,22 @@ try_take(EsDatabase *d, int64 count)
 }
 
 /*
- * Move the sequence, whose last value was "bound", a block ahead.
+ * Set the sequence, which is its owner's, and flush that.  By setval() and not
+ * by nextval(), since that would become the session's lastval().
  */
-static int64
-next_block(EsDatabase *d, int64 bound)
+static void
+set_reserved_bound(Oid sequence, int64 bound)
 {
-	int64		value = nextval_internal(d->sequence, false);
+	Oid			user;
+	int			security;
 
-	if (value <= bound)
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("sequence es.event_position is behind the log"),
-				 errdetail("It returned " INT64_FORMAT ", but positions up to " INT64_FORMAT " are used or reserved.",
-						   value, bound),
-				 errhint("Run SELECT setval('es.event_position', " INT64_FORMAT ").",
-						 (bound + BLOCK - 1) / BLOCK * BLOCK)));
-	return value;
+	GetUserIdAndSecContext(&user, &security);
+	SetUserIdAndSecContext(es_catalog()->owner,
+						   security | SECURITY_LOCAL_USERID_CHANGE);
+	(void) DirectFunctionCall2(setval_oid, ObjectIdGetDatum(sequence),
+							   Int64GetDatum(bound));
+	SetUserIdAndSecContext(user, security);
+	XLogFlush(XactLastRecEnd);
 }
 
 /*
@@ -463,36 +472,39 @@ next_block(EsDatabase *d, int64 bound)
  * The sequence's lock is taken before ours, so that nothing can make us wait
  * while we hold the LWLock.  The counter learns of the new bound when that is
  * on disk: with synchronous_commit off a commit is seen before it is, and what
- * a reader has seen must not be handed out again after a crash.  (A sequence
- * writes WAL once for 32 blocks, so that is a flush for 2048 positions.)
+ * a reader has seen must not be handed out again after a crash.
  */
 static void
 extend(EsDatabase *d, int64 count)
 {
-	XLogRecPtr	written = XactLastRecEnd;
 	int64		next;
 	int64		bound;
+	int64		reserved;
 
 	LockRelationOid(d->sequence, RowExclusiveLock);
 	LWLockAcquire(d->lock, LW_EXCLUSIVE);
 	next = d->next;
 	bound = d->bound;
-	while (count > bound - next + 1)
+	reserved = reserved_bound(d->sequence);
+	/* A sequence that somebody moved ahead leaves a hole. */
+	if (reserved > bound)
 	{
-		int64		value = next_block(d, bound);
-
-		/* A sequence that somebody moved ahead leaves a hole. */
-		if (value - BLOCK > bound)
-			next = value - BLOCK + 1;
-		bound = value;
+		next = reserved + 1;
+		bound = reserved;
 	}
-	if (XactLastRecEnd > written)
-		XLogFlush(XactLastRecEnd);
+	if (count > bound - next + 1)
+	{
+		if (pg_add_s64_overflow(bound, Max(count, RESERVE), &bound))
+			ereport(ERROR,
+					(errcode(ERRCODE_SEQUENCE_GENERATOR_LIMIT_EXCEEDED),
+					 errmsg("the log has used up all positions")));
+		set_reserved_bound(d->sequence, bound);
+	}
 
-	/* Others have taken positions meanwhile, or seed() has found the block. */
+	/* Others have taken positions meanwhile. */
 	SpinLockAcquire(&d->mutex);
 	d->next = Max(d->next, next);
-	d->bound = Max(d->bound, bound);
+	d->bound = bound;
 	SpinLockRelease(&d->mutex);
 	LWLockRelease(d->lock);
 }

@@ -243,6 +243,21 @@ UPDATE append_customers SET name = upper(name) WHERE id < 3;
 SELECT stream, version, type, payload->>'name' FROM es.event
  WHERE stream LIKE 'append-c_' ORDER BY stream, version;
 
+-- Whoever appends in the middle of his own work finds lastval() as it was, also
+-- as a role without a right to our sequence.
+CREATE ROLE regress_es_clerk;
+SELECT es_grant('regress_es_clerk', 'writer');
+CREATE TABLE append_numbered (id serial, name text);
+GRANT ALL ON append_numbered, append_numbered_id_seq TO regress_es_clerk;
+SET ROLE regress_es_clerk;
+INSERT INTO append_numbered (name) VALUES ('a'), ('b');
+SELECT count(es_append('append-12', 'MANY')) FROM generate_series(1, 2500);
+SELECT lastval();
+RESET ROLE;
+DROP TABLE append_numbered;
+DROP OWNED BY regress_es_clerk;
+DROP ROLE regress_es_clerk;
+
 -- A cursor and a prepared statement.
 PREPARE append_prepared (text, jsonb) AS SELECT version FROM es_append($1, 'PREPARED', $2);
 EXECUTE append_prepared('append-11', '{"n": 1}');

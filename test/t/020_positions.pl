@@ -37,6 +37,19 @@ foreach my $round (1 .. 3)
 	cmp_ok(append(), '>', $seen,
 		"round $round: no position that was seen is handed out again after a crash");
 }
+
+#
+# What the scheduler had no time to write down before a restart it does after it,
+# though nobody uses the log.
+#
+$node->append_conf('postgresql.conf', "es.notify_interval = 60s\n");
+$node->reload;
+my $last;
+$last = append() for 1 .. 5;
+$node->restart;
+ok( $node->poll_query_until('postgres',
+		qq{SELECT "position" >= $last FROM es.settled}),
+	'readers that go by es.settled get the last events after a restart');
 $node->stop;
 
 #
