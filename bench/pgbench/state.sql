@@ -1,2 +1,2 @@
 \set s random(1, :streams)
-SELECT es_state('account-' || :s);
+SELECT es_state(:category || '-' || :s);

@@ -1,2 +1,2 @@
 \set s random(1, :streams)
-SELECT state_by_loop('account-' || :s);
+SELECT state_by_loop(:category || '-' || :s);

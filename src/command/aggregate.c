@@ -114,6 +114,7 @@ load(const char *category)
 		MemoryContext old = MemoryContextSwitchTo(context);
 
 		aggregate = palloc0(sizeof(EsAggregate));
+		aggregate->evolve_plan = palloc0(sizeof(EsCallPlan));
 		aggregate->category = pstrdup(category);
 		evolve = pstrdup(es_spi_text(0, 1));
 		aggregate->initial_state = DatumGetJsonbPCopy(es_spi_value(0, 2, &isnull));
@@ -158,6 +159,7 @@ check_definition(FunctionCallInfo fcinfo)
 		ereport(ERROR,
 				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
 				 errmsg("the initial state of an aggregate must not be null"),
+				 errdetail("It is NULL."),
 				 errhint("Leave it out, or give '{}'.")));
 	if (PG_ARGISNULL(3) || PG_GETARG_INT32(3) < 0)
 		ereport(ERROR,

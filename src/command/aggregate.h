@@ -6,7 +6,7 @@
 #ifndef ES_COMMAND_AGGREGATE_H
 #define ES_COMMAND_AGGREGATE_H
 
-#include "fmgr.h"
+#include "command/call.h"
 #include "utils/jsonb.h"
 
 /*
@@ -16,6 +16,7 @@ typedef struct EsAggregate
 {
 	char	   *category;
 	Oid			evolve;
+	EsCallPlan *evolve_plan;
 	Jsonb	   *initial_state;
 	int			snapshot_every; /* events; 0: never */
 	char	   *search_path;

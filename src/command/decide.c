@@ -12,6 +12,7 @@
 
 #include "access/htup_details.h"
 #include "access/xact.h"
+#include "command/call.h"
 #include "command/decide.h"
 #include "command/definition.h"
 #include "command/payload.h"
@@ -202,8 +203,9 @@ take_tuplestore(const EsSubmission *s, EsDecision *d, TupleDesc desc,
  * its two modes the function wants.
  */
 static void
-call_decider(const EsSubmission *s, FmgrInfo *function, Jsonb *state, EsDecision *d)
+call_decider(const EsSubmission *s, Jsonb *state, EsDecision *d)
 {
+	FmgrInfo	function;
 	TupleDesc	desc = lookup_rowtype_tupdesc_copy(es_rowtype("new_event"), -1);
 	ExprContext *econtext = CreateStandaloneExprContext();
 	ReturnSetInfo rsinfo = {.type = T_ReturnSetInfo};
@@ -211,11 +213,12 @@ call_decider(const EsSubmission *s, FmgrInfo *function, Jsonb *state, EsDecision
 
 	LOCAL_FCINFO(call, 2);
 
+	fmgr_info(s->type->decide, &function);
 	rsinfo.econtext = econtext;
 	rsinfo.expectedDesc = desc;
 	rsinfo.allowedModes = SFRM_ValuePerCall | SFRM_Materialize | SFRM_Materialize_Preferred;
 	rsinfo.returnMode = SFRM_ValuePerCall;
-	InitFunctionCallInfoData(*call, function, 2, InvalidOid, NULL, (Node *) &rsinfo);
+	InitFunctionCallInfoData(*call, &function, 2, InvalidOid, NULL, (Node *) &rsinfo);
 	call->args[0].value = JsonbPGetDatum(state);
 	call->args[0].isnull = false;
 	call->args[1].value = command;
@@ -240,7 +243,7 @@ call_decider(const EsSubmission *s, FmgrInfo *function, Jsonb *state, EsDecision
 		if (rsinfo.isDone == ExprEndResult)
 			break;
 		if (call->isnull)
-			malformed(function->fn_oid, d->nevents + 1, "is NULL");
+			malformed(function.fn_oid, d->nevents + 1, "is NULL");
 		take_row(s, d, desc, row);
 		if (rsinfo.isDone != ExprMultipleResult)
 			break;
@@ -249,20 +252,15 @@ call_decider(const EsSubmission *s, FmgrInfo *function, Jsonb *state, EsDecision
 }
 
 static void
-call_validator(const EsSubmission *s, FmgrInfo *function, Jsonb *state)
+call_validator(const EsSubmission *s, Jsonb *state)
 {
-	PgStat_FunctionCallUsage usage;
+	EsCall		call;
+	bool		isnull;
 
-	LOCAL_FCINFO(call, 2);
-
-	InitFunctionCallInfoData(*call, function, 2, InvalidOid, NULL, NULL);
-	call->args[0].value = JsonbPGetDatum(state);
-	call->args[0].isnull = false;
-	call->args[1].value = command_row(s);
-	call->args[1].isnull = false;
-	pgstat_init_function_usage(call, &usage);
-	(void) FunctionCallInvoke(call);
-	pgstat_end_function_usage(&usage, true);
+	es_call_begin(&call, s->type->validate_plan, s->type->validate,
+				  es_rowtype("command"));
+	(void) es_call(&call, JsonbPGetDatum(state), command_row(s), &isnull);
+	es_call_end(&call);
 }
 
 /*
@@ -273,21 +271,19 @@ call_user_function(const EsSubmission *s, Oid oid, const char *role,
 				   Jsonb *state, EsDecision *decision)
 {
 	MemoryContext context = CurrentMemoryContext;
-	FmgrInfo	function;
 	const char *deciding;
 	int			level;
 
 	if (!es_may_execute(oid))
 		aclcheck_error(ACLCHECK_NO_PRIV, OBJECT_FUNCTION, get_func_name(oid));
-	fmgr_info(oid, &function);
 	deciding = es_deciding_begin(psprintf("the %s of command \"%s\"", role, s->type->name));
 	level = es_search_path_enter(s->type->search_path);
 	PG_TRY();
 	{
 		if (decision)
-			call_decider(s, &function, state, decision);
+			call_decider(s, state, decision);
 		else
-			call_validator(s, &function, state);
+			call_validator(s, state);
 	}
 	PG_CATCH();
 	{

@@ -19,6 +19,7 @@
  */
 #include "postgres.h"
 
+#include "access/xact.h"
 #include "catalog.h"
 #include "catalog/namespace.h"
 #include "catalog/pg_proc.h"
@@ -139,7 +140,8 @@ es_definition(EsDefinitions *definitions, const char *name)
 	}
 	MemoryContextSetParent(context, TopMemoryContext);
 	entry->context = context;
-	entry->generation = seen;
+	/* An old snapshot shows what may be true for this transaction alone. */
+	entry->generation = IsolationUsesXactSnapshot() ? 0 : seen;
 	entry->definition = definition;
 	return definition;
 }

@@ -91,6 +91,7 @@ load(const char *name)
 		MemoryContext old = MemoryContextSwitchTo(context);
 
 		type = palloc0(sizeof(EsCommandType));
+		type->validate_plan = palloc0(sizeof(EsCallPlan));
 		type->name = pstrdup(name);
 		type->category = cstring_to_text(es_spi_text(0, 1));
 		type->event_type = event_type ? cstring_to_text(event_type) : NULL;

@@ -6,6 +6,7 @@
 #ifndef ES_COMMAND_REGISTRY_H
 #define ES_COMMAND_REGISTRY_H
 
+#include "command/call.h"
 #include "command/grant.h"
 #include "command/payload.h"
 #include "fmgr.h"
@@ -28,9 +29,11 @@ typedef struct EsCommandType
 	EsCreates	creates;
 	EsPayloadType *payload_type;	/* or NULL */
 	Oid			validate;		/* or InvalidOid */
+	EsCallPlan *validate_plan;
 	Oid			decide;			/* or InvalidOid */
 	char	   *search_path;	/* that both are called with */
 	bool		locks_log;		/* its decider was seen to */
+	bool		no_aggregate;	/* its category was seen to have none */
 	EsSubmitters submitters;
 } EsCommandType;
 

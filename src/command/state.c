@@ -2,8 +2,8 @@
  * state.c
  *	  The state of an aggregate: its stream's events, folded by evolve.
  *
- * The fold is a loop over an index scan on (stream, version) that calls evolve
- * through fmgr.  It begins with the newest state that was kept, which is one
+ * The fold is a loop over an index scan on (stream, version) that evaluates the
+ * call of evolve.  It begins with the newest state that was kept, which is one
  * of two:
  *
  * A snapshot is a row of es.snapshot, written by the transaction that appended
@@ -77,8 +77,11 @@ enum
 static EsTable snapshot_table = ES_TABLE(SNAPSHOT_COLUMNS, INT8OID, INT8OID, INT8OID,
 										 TIMESTAMPTZOID, TEXTOID, JSONBOID);
 
-/* A fold forgets what evolve left behind after so many bytes. */
-#define GARBAGE_LIMIT	(256 * 1024)
+/*
+ * A fold forgets what evolve left behind after so many bytes: few enough that
+ * malloc() does not take memory from the kernel and give it back every time.
+ */
+#define GARBAGE_LIMIT	(32 * 1024)
 
 /* States in the cache, and the size up to which they are kept there. */
 #define CACHE_ENTRIES	64
@@ -109,7 +112,7 @@ typedef struct Fold
 	EsState    *s;
 	text	   *stream;
 	Snapshot	snapshot;
-	FmgrInfo	evolve;
+	EsCall		evolve;
 	MemoryContext contexts[2];
 	int			current;
 	TupleTableSlot *slot;
@@ -132,7 +135,7 @@ evolve_context(void *arg)
 	Fold	   *f = (Fold *) arg;
 
 	errcontext("evolve function %s at version " INT64_FORMAT " of stream \"%s\"",
-			   format_procedure(f->evolve.fn_oid),
+			   format_procedure(f->s->aggregate->evolve),
 			   f->s->version + 1, text_to_cstring(f->stream));
 }
 
@@ -159,24 +162,16 @@ evolve(Fold *f)
 {
 	EsState    *s = f->s;
 	MemoryContext old = MemoryContextSwitchTo(f->contexts[f->current]);
-	PgStat_FunctionCallUsage usage;
 	Datum		result;
+	bool		isnull;
 
-	LOCAL_FCINFO(call, 2);
-
-	InitFunctionCallInfoData(*call, &f->evolve, 2, InvalidOid, NULL, NULL);
-	call->args[0].value = JsonbPGetDatum(s->state);
-	call->args[0].isnull = false;
-	call->args[1].value = ExecFetchSlotHeapTupleDatum(f->slot);
-	call->args[1].isnull = false;
-	pgstat_init_function_usage(call, &usage);
-	result = FunctionCallInvoke(call);
-	pgstat_end_function_usage(&usage, true);
-	if (call->isnull)
+	result = es_call(&f->evolve, JsonbPGetDatum(s->state),
+					 ExecFetchSlotHeapTupleDatum(f->slot), &isnull);
+	if (isnull)
 		ereport(ERROR,
 				(errcode(ERRCODE_E_R_I_E_NULL_VALUE_NOT_ALLOWED),
 				 errmsg("evolve function %s returned NULL for the event at position " INT64_FORMAT,
-						format_procedure(f->evolve.fn_oid),
+						format_procedure(s->aggregate->evolve),
 						column_int64(f->slot, EVENT_POSITION)),
 				 errdetail("It is version " INT64_FORMAT " of stream \"%s\".",
 						   column_int64(f->slot, EVENT_VERSION), text_to_cstring(f->stream)),
@@ -387,7 +382,6 @@ run_fold(EsState *s, text *stream, int64 to, Snapshot snapshot,
 
 	if (!es_may_execute(a->evolve))
 		aclcheck_error(ACLCHECK_NO_PRIV, OBJECT_FUNCTION, get_func_name(a->evolve));
-	fmgr_info(a->evolve, &f.evolve);
 	for (int i = 0; i < 2; i++)
 		f.contexts[i] = AllocSetContextCreate(context, "es fold",
 											  ALLOCSET_DEFAULT_SIZES);
@@ -401,10 +395,12 @@ run_fold(EsState *s, text *stream, int64 to, Snapshot snapshot,
 	evolving = true;
 	PG_TRY();
 	{
+		es_call_begin(&f.evolve, a->evolve_plan, a->evolve, es_rowtype("event"));
 		if (go_on)
 			(void) fold_events(&f, to, false);
 		else
 			fold_to(&f, to, use_cache);
+		es_call_end(&f.evolve);
 	}
 	PG_FINALLY();
 	{

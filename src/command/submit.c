@@ -25,6 +25,7 @@
 
 #include "access/htup_details.h"
 #include "access/xact.h"
+#include "catalog/pg_type.h"
 #include "command/aggregate.h"
 #include "command/decide.h"
 #include "command/payload.h"
@@ -44,6 +45,11 @@
 #include "utils/resowner.h"
 
 PG_FUNCTION_INFO_V1(es_submit);
+
+static EsResultType submit_result = {
+	5, {{"stream", TEXTOID}, {"version", INT8OID}, {"position", INT8OID},
+	{"events", INT4OID}, {"duplicate", BOOLOID}}, NULL
+};
 
 /* A decision whose streams change each time is not made again more often. */
 #define MAX_ATTEMPTS	8
@@ -104,10 +110,15 @@ check_existence(const EsSubmission *s)
 static Jsonb *
 state_of(EsSubmission *s, EsState *state)
 {
-	EsAggregate *aggregate = es_aggregate_of(s->type->category);
+	EsAggregate *aggregate = NULL;
 
+	if (!s->type->no_aggregate)
+		aggregate = es_aggregate_of(s->type->category);
 	if (aggregate == NULL)
+	{
+		s->type->no_aggregate = true;
 		return es_empty_object();
+	}
 	es_state_decide(state, aggregate, &s->stream);
 	return state->state;
 }
@@ -337,7 +348,6 @@ es_submit(PG_FUNCTION_ARGS)
 {
 	EsSubmission s = {0};
 	EsOutcome	outcome = {0};
-	TupleDesc	desc;
 	Datum		values[5];
 	bool		nulls[5] = {false};
 
@@ -353,13 +363,11 @@ es_submit(PG_FUNCTION_ARGS)
 	s.metadata = PG_ARGISNULL(5) ? NULL : PG_GETARG_JSONB_P(5);
 	submit(&s, &outcome);
 
-	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE)
-		elog(ERROR, "return type must be a row type");
 	values[0] = PointerGetDatum(outcome.stream);
 	values[1] = Int64GetDatum(outcome.version);
 	values[2] = Int64GetDatum(outcome.position);
 	nulls[2] = outcome.events == 0;
 	values[3] = Int32GetDatum(outcome.events);
 	values[4] = BoolGetDatum(outcome.duplicate);
-	return HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(desc), values, nulls));
+	return HeapTupleGetDatum(heap_form_tuple(es_result_type(&submit_result), values, nulls));
 }

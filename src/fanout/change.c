@@ -123,7 +123,7 @@ es_change_record(Oid relid, const char *channel, Jsonb *keys, bool rebuilt)
 	es_writer_open(&writer, &change_table, es_catalog()->change);
 	es_writer_insert_row(&writer, values, nulls);
 	es_writer_close(&writer);
-	es_wake_at_commit();
+	es_news_at_commit();
 	changed = true;
 }
 
@@ -363,6 +363,9 @@ tell(const char *channel, const char *table, List *keys, bool rebuilt, bool many
 {
 	StringInfoData message;
 
+	/* What NOTIFY would refuse would hold up all announcements. */
+	if (channel[0] == '\0' || strlen(channel) >= NAMEDATALEN)
+		return;
 	if (!rebuilt && !many && list_length(keys) <= es_watch_max_keys &&
 		tell_keys(channel, table, keys))
 		return;

@@ -265,7 +265,7 @@ es_drop_subscription(PG_FUNCTION_ARGS)
 {
 	text	   *name = es_name_argument(fcinfo, 0, "subscription name");
 	Datum		key = PointerGetDatum(name);
-	EsSubscription subscription;
+	EsSubscription subscription = {0};
 	EsSpi		spi;
 
 	es_subscription_load(&subscription, name);
@@ -315,7 +315,7 @@ es_retry_delivery(PG_FUNCTION_ARGS)
 {
 	text	   *name = es_name_argument(fcinfo, 0, "subscription name");
 	int64		position = es_position_argument(fcinfo, 1);
-	EsSubscription subscription;
+	EsSubscription subscription = {0};
 	Datum		values[3];
 	bool		isnull;
 	int			n;

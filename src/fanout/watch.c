@@ -73,18 +73,29 @@ static EsStatement delete_keys = ES_SQL(
 	"DELETE FROM es.watched_key WHERE relation = $1", 1, OIDOID);
 
 /*
+ * Whether a trigger is ours, and not one of that name that somebody made.
+ */
+static bool
+is_watch(const Trigger *trigger)
+{
+	char	   *function;
+
+	if (strcmp(trigger->tgname, triggers[0].name) != 0 || trigger->tgnargs < 2 ||
+		get_func_namespace(trigger->tgfoid) != get_namespace_oid("es", false))
+		return false;
+	function = get_func_name(trigger->tgfoid);
+	return function != NULL && strcmp(function, "watch_changed") == 0;
+}
+
+/*
  * The trigger of a watched table that tells channel and key columns, or NULL.
  */
 static Trigger *
 find_watch(Relation rel)
 {
 	for (int i = 0; rel->trigdesc && i < rel->trigdesc->numtriggers; i++)
-	{
-		Trigger    *trigger = &rel->trigdesc->triggers[i];
-
-		if (strcmp(trigger->tgname, triggers[0].name) == 0 && trigger->tgnargs >= 2)
-			return trigger;
-	}
+		if (is_watch(&rel->trigdesc->triggers[i]))
+			return &rel->trigdesc->triggers[i];
 	return NULL;
 }
 

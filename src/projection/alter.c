@@ -90,7 +90,11 @@ split(Datum name, int n)
 	ListCell   *cell;
 
 	foreach(cell, partitions)
-		target = Max(target, ((EsProjection *) lfirst(cell))->position);
+	{
+		EsProjection *p = (EsProjection *) lfirst(cell);
+
+		target = Max(target, p->position);
+	}
 	if (!((EsProjection *) linitial(partitions))->sync)
 		es_projection_catch_up(partitions, target);
 	run(&set_partitions, values, NULL);

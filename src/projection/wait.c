@@ -27,6 +27,9 @@ PG_FUNCTION_INFO_V1(es_wait);
 PG_FUNCTION_INFO_V1(es_wait_all);
 
 /* Progress of one projection, or, without a name, of all of them. */
+/* On a standby, look this often. */
+#define STANDBY_LOOK_MS		10
+
 static EsStatement select_progress = ES_SQL(
 	"SELECT p.name, p.mode = 'sync', min(c.position), "
 	"  (array_agg(c.error ORDER BY c.position) FILTER (WHERE c.error IS NOT NULL AND c.position < $2))[1], "
@@ -129,6 +132,9 @@ wait_until(const char *name, int64 position, TimestampTz deadline)
 		ms = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), deadline);
 		if (ms <= 0)
 			return false;
+		/* What a standby replays comes without a word. */
+		if (RecoveryInProgress())
+			ms = Min(ms, STANDBY_LOOK_MS);
 		(void) ConditionVariableTimedSleep(&d->progress, ms,
 										   ES_WAIT_EVENT("EsWait"));
 	}

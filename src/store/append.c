@@ -80,11 +80,13 @@ es_check_name(const char *what, const text *name)
 		ereport(ERROR,
 				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
 				 errmsg("%s must not be null", what),
+				 errdetail("It is NULL."),
 				 errhint("Give a name of 1 to %d bytes.", ES_MAX_NAME)));
 	if (VARSIZE_ANY_EXHDR(name) == 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("%s must not be empty", what),
+				 errdetail("It has 0 bytes; the least is 1."),
 				 errhint("Give a name of 1 to %d bytes.", ES_MAX_NAME)));
 	if (VARSIZE_ANY_EXHDR(name) > ES_MAX_NAME)
 		ereport(ERROR,
@@ -381,6 +383,7 @@ check_event(EsEvent *event)
 		ereport(ERROR,
 				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
 				 errmsg("payload of an event must not be null"),
+				 errdetail("It is NULL."),
 				 errhint("Leave it out, or give an empty object.")));
 	es_check_object("payload", event->payload);
 	event->metadata = es_effective_metadata(event->metadata);

@@ -308,6 +308,8 @@ es_events_from_json(Jsonb *list, int *nevents, text ***streams)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("the events must be a JSON array with at least one element"),
+				 errdetail("It is %s.", JB_ROOT_IS_SCALAR(list) ? "a scalar" :
+						   JB_ROOT_IS_ARRAY(list) ? "an empty array" : "an object"),
 				 errhint("For example [{\"type\": \"ORDER_CREATED\", \"payload\": {}}].")));
 
 	events = palloc_extended(sizeof(EsEvent) * JB_ROOT_COUNT(list), MCXT_ALLOC_HUGE);

@@ -24,6 +24,7 @@
 #include "miscadmin.h"
 #include "store/identity.h"
 #include "store/watermark.h"
+#include "tcop/utility.h"
 #include "utils/builtins.h"
 #include "utils/snapmgr.h"
 
@@ -160,6 +161,7 @@ remove_all(void)
 Datum
 es_activate(PG_FUNCTION_ARGS)
 {
+	PreventCommandIfReadOnly("es_activate()");
 	remove_all();
 	add();
 	es_wake_at_commit();

@@ -606,14 +606,23 @@ es_first_own_position(void)
 }
 
 /*
- * Let the workers look when this transaction ends: what they go by, such as
- * the definitions of projections, has changed.
+ * Let the workers look for news when this transaction ends.
+ */
+void
+es_news_at_commit(void)
+{
+	(void) es_database();
+	wake = true;
+}
+
+/*
+ * The same where what they go by, such as the definitions of projections, has
+ * changed.
  */
 void
 es_wake_at_commit(void)
 {
-	(void) es_database();
-	wake = true;
+	es_news_at_commit();
 	changed = true;
 }
 
@@ -658,7 +667,12 @@ end_transaction(void)
 	wake = false;
 	pg_atomic_write_u64(&my_slot->s.first, 0);
 	if (changed)
+	{
 		pg_atomic_fetch_add_u64(&my_database->changes, 1);
+		/* What a session waits for may have been dropped. */
+		if (pg_atomic_read_u32(&my_database->waiters) > 0)
+			ConditionVariableBroadcast(&my_database->progress);
+	}
 	if (timers_changed)
 		pg_atomic_fetch_add_u64(&my_database->timer_changes, 1);
 	changed = false;
@@ -691,9 +705,9 @@ xact_callback(XactEvent event, void *arg)
 			if (wake)
 				ereport(ERROR,
 						(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-						 changed || timers_changed
-						 ? errmsg("cannot PREPARE a transaction that has changed what the workers of es go by")
-						 : errmsg("cannot PREPARE a transaction that has appended events"),
+						 es_first_own_position() != 0
+						 ? errmsg("cannot PREPARE a transaction that has appended events")
+						 : errmsg("cannot PREPARE a transaction that has changed what the workers of es go by"),
 						 errhint("Use COMMIT.")));
 			break;
 		default:

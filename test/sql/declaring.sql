@@ -46,23 +46,23 @@ DROP TABLE b;
 
 -- Altering it: the projection goes on with the new definition.
 SELECT version FROM es_append('decl-1', 'T');
-SELECT es_wait('p', es_settled());
+SELECT es_wait('p', es_settled(), '60 s');
 ALTER TABLE a ALTER COLUMN n TYPE bigint;
 ALTER TABLE a ADD COLUMN more text DEFAULT 'm';
 ALTER TABLE a DROP CONSTRAINT a_pkey, ADD PRIMARY KEY (stream);
 SELECT version FROM es_append('decl-1', 'T');
-SELECT es_wait('p', es_settled());
+SELECT es_wait('p', es_settled(), '60 s');
 SELECT * FROM a;
 -- Where it does not fit any more, the projection stops and says why.
 ALTER TABLE a RENAME COLUMN n TO m;
 SELECT version FROM es_append('decl-1', 'T');
 \set VERBOSITY sqlstate
-SELECT es_wait('p', es_settled());
+SELECT es_wait('p', es_settled(), '60 s');
 \set VERBOSITY default
 SELECT status, last_error FROM es_projections WHERE name = 'p';
 ALTER TABLE a RENAME COLUMN m TO n;
 SELECT es_resume('p');
-SELECT es_wait('p', es_settled());
+SELECT es_wait('p', es_settled(), '60 s');
 SELECT * FROM a;
 
 -- Waiting is told of a stop at once, long before the timeout, and by anyone.

@@ -24,7 +24,7 @@ SELECT es_create_projection('mon', $$
 	INSERT INTO m SELECT stream, version, (payload->>'n')::int FROM es_batch
 	$$, categories => '{mon}', tables => '{m}', start_after => es_settled());
 SELECT count(*) FROM generate_series(1, 10) i, LATERAL es_append('mon-' || i, 'T', '{"n": 1}');
-SELECT es_wait('mon', es_settled());
+SELECT es_wait('mon', es_settled(), '60 s');
 SELECT name, status, lag_events, lag_seconds, events_applied, batches > 0 AS batches, applied_at <= now() + '1 s' AS applied,
 	   last_error, retries, dead_letters
   FROM es_projections WHERE name = 'mon';
@@ -38,7 +38,7 @@ SELECT count(*) > 0 FROM pg_stat_activity WHERE application_name = 'es projector
 -- Stopped.
 SELECT version FROM es_append('mon-1', 'T', '{"n": 100}');
 \set VERBOSITY sqlstate
-SELECT es_wait('mon', es_settled());
+SELECT es_wait('mon', es_settled(), '60 s');
 \set VERBOSITY default
 SELECT status, last_error_sqlstate, retries > 0 AS retried FROM es_projections WHERE name = 'mon';
 SELECT ok, regexp_replace(problems::text, 'position \d+', 'position N') FROM es_health();
@@ -53,7 +53,7 @@ SELECT status FROM es_projections WHERE name = 'mon';
 SELECT es_alter_projection('mon', on_error => 'skip');
 SELECT es_resume('mon');
 SELECT version FROM es_append('mon-2', 'T', '{"n": 2}');
-SELECT es_wait('mon', es_settled());
+SELECT es_wait('mon', es_settled(), '60 s');
 SELECT status, dead_letters FROM es_projections WHERE name = 'mon';
 SELECT problems FROM es_health();
 SELECT projection, status, remark FROM es_top WHERE projection = 'mon';
@@ -75,7 +75,7 @@ INSERT INTO es.projection_error (projection, rebuild, partition, at, position, s
 	SELECT 'mon', 0, 0, now() - i * '1 minute'::interval, i, 'XX000', 'old' FROM generate_series(1, 300) i;
 SELECT version FROM es_append('mon-3', 'T', '{"n": 300}');
 SELECT version AS v FROM es_append('mon-4', 'T', '{"n": 3}');
-SELECT es_wait('mon', es_settled());
+SELECT es_wait('mon', es_settled(), '60 s');
 SELECT count(*), min(error) LIKE 'new row%' AS newest_kept
   FROM es_projection_errors WHERE projection = 'mon';
 

@@ -18,7 +18,7 @@ SELECT es_create_projection('part', $$
 		SET n = part_sum.n + excluded.n, seen = part_sum.seen || excluded.seen
 	$$, categories => '{part}', partitions => 3, batch_size => 7, start_after => es_settled());
 SELECT count(*) FROM generate_series(1, 200) i, LATERAL es_append('part-' || i % 10, 'T');
-SELECT es_wait('part', es_settled());
+SELECT es_wait('part', es_settled(), '60 s');
 
 -- Every event once, each stream in order.
 SELECT count(*), sum(n) FROM part_sum;
@@ -36,7 +36,7 @@ SELECT count(*) FROM generate_series(1, 50) i, LATERAL es_append('part-' || i % 
 SELECT es_alter_projection('part', partitions => 5);
 SELECT count(*) FROM generate_series(1, 50) i, LATERAL es_append('part-' || i % 10, 'T');
 SELECT es_alter_projection('part', partitions => 2);
-SELECT es_wait('part', es_settled());
+SELECT es_wait('part', es_settled(), '60 s');
 SELECT count(*), sum(n) FROM part_sum;
 SELECT count(*) FROM part_sum s WHERE seen <> ARRAY(SELECT version FROM es_stream(s.stream));
 SELECT partition, lag_events FROM es_stat_partitions WHERE name = 'part' ORDER BY 1;

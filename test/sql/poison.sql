@@ -15,7 +15,7 @@ SELECT es_settled() AS before \gset
 SELECT count(*) FROM generate_series(1, 100) i,
 	LATERAL es_append('poison-' || i % 10, 'T',
 		jsonb_build_object('amount', CASE WHEN i IN (33, 34, 83) THEN 'bad' || i ELSE i::text END));
-SELECT es_wait('poison', es_settled());
+SELECT es_wait('poison', es_settled(), '60 s');
 SELECT stream, version, status, attempts, sqlstate, error
   FROM es.dead_letter WHERE projection = 'poison' ORDER BY position;
 SELECT status, dead_letters, last_error FROM es_projections WHERE name = 'poison';
@@ -74,7 +74,7 @@ SELECT count(*) AS out_of_order FROM (
 
 -- The stream goes on as if nothing had happened.
 SELECT version FROM es_append('poison-3', 'T', '{"amount": 1}');
-SELECT es_wait('poison', es_settled());
+SELECT es_wait('poison', es_settled(), '60 s');
 SELECT max(version) FROM poison_model WHERE stream = 'poison-3';
 
 -- Parked events can be given up alone, and the failed one later.

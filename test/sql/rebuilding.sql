@@ -62,7 +62,7 @@ SELECT es_create_projection('account', $$
 	INSERT INTO movement SELECT (payload->>'amount')::int, payload::json FROM es_batch
 	$$, categories => '{rb}', partitions => 2, batch_size => 100, start_after => :start,
 	tables => '{account,movement}');
-SELECT es_wait('account', es_settled());
+SELECT es_wait('account', es_settled(), '60 s');
 INSERT INTO remark SELECT stream, 'good' FROM account;
 EXECUTE total;
 CREATE TABLE account_before AS TABLE account;
@@ -100,7 +100,7 @@ SELECT pubname, tablename FROM pg_publication_tables WHERE pubname = 'regress_es
 DELETE FROM account WHERE stream = 'rb-5';
 SELECT nspname FROM pg_namespace WHERE nspname LIKE 'es\_rebuild%';
 SELECT version FROM es_append('rb-1', 'T', '{"amount": 1000, "rank": 1}');
-SELECT es_wait('account', es_settled());
+SELECT es_wait('account', es_settled(), '60 s');
 EXECUTE total;
 SELECT status, lag_events FROM es_projections WHERE name = 'account';
 
@@ -154,7 +154,7 @@ SELECT es_create_projection('line', $$
 	INSERT INTO line SELECT stream, version, payload->>'what' FROM es_batch $$,
 	categories => '{ord}', tables => '{line}', keys => '{order_stream}', start_after => es_settled());
 SELECT count(*) FROM generate_series(1, 9) i, LATERAL es_append('ord-' || i % 3, 'T', jsonb_build_object('what', i));
-SELECT es_wait('line', es_settled());
+SELECT es_wait('line', es_settled(), '60 s');
 UPDATE line SET what = 'wrong';
 DELETE FROM line WHERE n = 2;
 INSERT INTO line VALUES ('ord-1', 99, 'too much');
@@ -175,7 +175,7 @@ SELECT es_create_projection('box', $$
 	categories => '{box}', tables => '{ware,box}', start_after => es_settled());
 SELECT version FROM es_append_batch('box-1', '[{"type": "T", "payload": {"holder": "ann"}},
 	{"type": "T", "payload": {"holder": "bob"}}, {"type": "T", "payload": {"holder": "cyd"}}]');
-SELECT es_wait('box', es_settled());
+SELECT es_wait('box', es_settled(), '60 s');
 DELETE FROM ware;
 UPDATE box SET holder = 'x' WHERE n = 1;
 UPDATE box SET holder = 'ann' WHERE n = 2;
@@ -201,7 +201,7 @@ SELECT es_create_projection('pm', $$
 SELECT count(*) FROM generate_series(1, 60) i,
 	LATERAL es_append('pm-' || i % 6, 'T',
 		jsonb_build_object('x', CASE WHEN i IN (20, 33) THEN 'bad' ELSE i::text END));
-SELECT es_wait('pm', es_settled());
+SELECT es_wait('pm', es_settled(), '60 s');
 SELECT es_discard('pm', position, 'nonsense') FROM es.dead_letter
  WHERE projection = 'pm' AND stream = 'pm-2' AND status = 'failed';
 SELECT stream, version, status FROM es.dead_letter

@@ -46,7 +46,7 @@ ROLLBACK;
 RESET ROLE;
 SELECT * FROM sync_app.totals ORDER BY 1;
 SELECT name, mode, status, lag_events FROM es_projections WHERE name = 'totals';
-SELECT es_wait('totals', es_settled());
+SELECT es_wait('totals', es_settled(), '60 s');
 
 -- Many events in one statement, and in a transaction with a snapshot of its own.
 SELECT count(*) FROM generate_series(1, 500) i, LATERAL es_append('sync-' || i % 7, 'T', '{"amount": 1}');
@@ -124,7 +124,7 @@ SELECT version > 0 FROM es_append('sync-1', 'T', '{"amount": 1}');
 SELECT es_alter_projection('totals', mode => 'async');
 SELECT version > 0 FROM es_append('sync-1', 'T', '{"amount": 1}');
 COMMIT;
-SELECT es_wait('totals', es_settled());
+SELECT es_wait('totals', es_settled(), '60 s');
 SELECT sum(amount) - :before FROM totals;
 BEGIN;
 SELECT version > 0 FROM es_append('sync-1', 'T', '{"amount": 1}');

@@ -64,7 +64,7 @@ sub lag
 
 	return sql(qq{SELECT coalesce(sum((SELECT count(*) FROM es.event
 					WHERE "position" > p."position"
-					  AND mod(hashtextextended(stream COLLATE "C", 0)::numeric + 18446744073709551616, 16) = partition)), 0)
+					  AND es_partition(stream, 16) = partition)), 0)
 				  FROM es.subscription_partition p WHERE subscription = '$subscription'});
 }
 
