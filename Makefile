@@ -4,6 +4,12 @@
 #	make installcheck	the SQL tests against a running server that preloads es
 #	make demo		the online store, in a throw-away cluster
 #	make test		everything, in throw-away clusters
+#	make test-faults	all faults of the matrix, and many rounds of each
+#	make test-ubsan	the tests with the undefined behaviour sanitizer
+#	make test-valgrind	the append, command and projection paths under valgrind
+#	make test-assert	the tests on a server that is built with assertions
+#	make fuzz		random queries and inputs, five minutes
+#	make soak		a bounded load for an hour, watching memory and bloat
 #	make bench		the benchmarks
 #	make setup		the Debian packages that demo and test need
 #
@@ -77,11 +83,21 @@ test:
 	test/run $(TESTS)
 
 # KEEP=1 opens psql in the store when the demo has ended.
+test-faults:
+	ES_FAULT_LONG=1 test/run t/065_faults.pl
+
+test-ubsan test-valgrind test-assert fuzz:
+	test/checks $@
+
+soak:
+	ES_SOAK=$${ES_SOAK:-3600} test/run t/068_soak.pl
+
 demo:
 	demo/run
 
 bench:
 	bench/run
 
-.PHONY: setup test demo bench
+.PHONY: setup test demo bench \
+	test-faults test-ubsan test-valgrind test-assert fuzz soak
 .DELETE_ON_ERROR:

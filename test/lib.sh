@@ -116,6 +116,7 @@ cleanup()
 		stop_leftovers || break
 		sleep 0.1
 	done
+	! mountpoint -q "$scratch/small" || umount "$scratch/small"
 	if [[ ${ES_KEEP:-} ]]
 	then
 		echo "kept: $scratch"

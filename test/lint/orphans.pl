@@ -26,7 +26,7 @@ my %taken = (
 	'expected' => qr/\.out$/,
 	'demo' => qr/^(\d\d-[\w-]+\.sql|expected|run|play|epilogue)$/,
 	'demo/expected' => qr/\.out$/,
-	'test' => qr/^(sql|clients|isolation|pgtap|t|lint|perl|run|setup|cluster|lib\.sh)$/);
+	'test' => qr/^(checks|fuzz|valgrind\.supp|sql|clients|isolation|pgtap|t|lint|perl|run|setup|cluster|lib\.sh)$/);
 
 foreach my $directory (sort keys %taken)
 {

@@ -30,6 +30,9 @@ use Time::HiRes qw(time usleep);
 
 my $json = JSON::PP->new->canonical;
 
+# In a client: the file that tells it to end, whatever it has to do.
+my $halted;
+
 sub new
 {
 	my ($class, $node, $directory, $seed) = @_;
@@ -176,8 +179,8 @@ sub wait_fired
 # Wait until the server takes connections again and its workers work.
 sub wait_back
 {
-	my ($self) = @_;
-	my $deadline = time + 60;
+	my ($self, $seconds) = @_;
+	my $deadline = time + ($seconds // 60);
 
 	while (time < $deadline)
 	{
@@ -210,6 +213,21 @@ sub work
 	my ($self, $seconds) = @_;
 
 	usleep($seconds * 1e6);
+	return;
+}
+
+# Stop the clients and the reader without judging: they cannot follow to another
+# server.
+sub halt
+{
+	my ($self) = @_;
+
+	foreach my $file ($self->{stop}, "$self->{stop}.reader", "$self->{stop}.now")
+	{
+		open(my $stop, '>', $file) or die "$file: $!";
+		close $stop;
+	}
+	waitpid($_, 0) foreach splice(@{ $self->{pids} });
 	return;
 }
 
@@ -300,6 +318,7 @@ sub _client
 	my ($self, $n, $log) = @_;
 	my ($session, $op) = (undef, 0);
 
+	$halted = "$self->{stop}.now";
 	srand($self->{seed} * 1_000_003 + $self->{scenario} * 101 + $n);
 	until (-e $self->{stop} || getppid == 1)
 	{
@@ -461,6 +480,7 @@ sub _do_submit
 
 	foreach my $attempt (1 .. 200)
 	{
+		last if $halted && -e $halted;
 		my ($id) = $op->{parts}[0] =~ /-(\d+)/;
 
 		eval {
@@ -548,6 +568,7 @@ sub _reader
 		  if !$session || !$session->ping;
 		if (!$session)
 		{
+			last if -e "$self->{stop}.now";
 			usleep(20_000);
 			next;
 		}
@@ -570,10 +591,10 @@ sub _reader
 			$self->_observe($session, $log);
 			1;
 		};
-		last if $last_round && !$@ || getppid == 1;
+		last if $last_round && !$@ || getppid == 1 || -e "$self->{stop}.now";
 		usleep(10_000);
 	}
-	$session->disconnect;
+	$session->disconnect if $session;
 	return;
 }
 

@@ -26,9 +26,10 @@ my $began = time;
 
 note("seed $seed");
 
-# Build with the places compiled in.  Speed does not matter here.
-system_or_bail('cp', '-r', '.', "$dir/debug");
-system_or_bail('make', '-s', '-C', "$dir/debug", 'clean', 'PG_CONFIG=' . ($ENV{PG_CONFIG} // 'pg_config'));
+# Build with the places compiled in: the files that have any.
+system_or_bail('cp', '-rp', '.', "$dir/debug");
+unlink map { "$dir/debug/$_" } 'es.so', map { s/c$/o/r } grep { slurp_file($_) =~ /ES_FAULT|ES_DEBUG/ }
+  glob('src/*.c src/*/*.c');
 system_or_bail('make', '-s', '-j2', '-C', "$dir/debug", 'install', 'ES_DEBUG=1', 'COPT=-O0',
 	"DESTDIR=$dir/stage", 'PG_CONFIG=' . ($ENV{PG_CONFIG} // 'pg_config'));
 my $conf = qq{
@@ -256,45 +257,182 @@ scenario('max_worker_processes exhausted', sub {
 	$node->restart;
 	$faults->wait_back });
 
+# A sequence near its end, in a database of its own: the last appends fail, and
+# the log stays readable.
+if (!$only || 'a sequence near its end' =~ /$only/)
+{
+	$node->safe_psql('postgres', 'CREATE DATABASE last_positions');
+	$node->safe_psql('last_positions', q{
+		CREATE EXTENSION es;
+		SET es.allow_destructive = on;
+		ALTER SEQUENCE es.event_position MAXVALUE 256});
+	my $session = EsClient->connect($node, 'last_positions');
+	my $appended = 0;
+	foreach (1 .. 300)
+	{
+		$appended++ if try_sql($session, q{SELECT es_append('a-1', 'E')}) eq '';
+	}
+	is($session->state || try_sql($session, q{SELECT es_append('a-1', 'E')}), '2200H',
+		'a sequence near its end: appends fail when it is exhausted');
+	is($node->safe_psql('last_positions', 'SELECT count(*), max(version) FROM es_read(0, NULL)'),
+		"$appended|$appended", '... and what was appended before can be read');
+	cmp_ok($appended, '>', 180, '... which is all there was room for');
+	$session->disconnect;
+}
+
 # ----------------------------------------------------------------------
 # What takes longer
 # ----------------------------------------------------------------------
 
-if ($long)
+sub wanted
 {
-	# The standby takes over; what was acknowledged is there if it is synchronous.
-	foreach my $mode ('synchronous', 'asynchronous')
-	{
-		my $name = "failover to a standby, $mode";
-		my $standby = EsNode->new("standby_$mode");
+	my ($name) = @_;
 
-		$node->backup("for_$mode");
-		$standby->init_from_backup($node, "for_$mode", has_streaming => 1);
-		$standby->append_conf('postgresql.conf', "cluster_name = 'standby_$mode'\n");
-		$standby->start;
-		if ($mode eq 'synchronous')
-		{
-			$node->append_conf('postgresql.conf', "synchronous_standby_names = 'standby_$mode'\n");
-			$node->reload;
-			$node->poll_query_until('postgres', q{SELECT sync_state = 'sync' FROM pg_stat_replication}) or die;
-		}
-		my $epoch = $node->safe_psql('postgres', 'SELECT es_epoch()');
-		$faults->start($name);
-		$faults->work(2);
-		$faults->round;
-		$node->kill9;
-		$standby->promote;
-		# The clients find the new primary under the old name.
-		$node->{_failed_over} = 1;
-		my $old = $node;
-		$node = $standby;
-		$faults->{node} = $standby;
-		my $verdict = $faults->finish(may_lose => $mode eq 'asynchronous');
-		is_deeply($verdict->{violations}, [], "$name: nothing else is lost or repeated, and all invariants hold");
-		isnt($node->safe_psql('postgres', 'SELECT es_epoch()'), $epoch, "$name: the epoch is another");
-		$node->append_conf('postgresql.conf', "synchronous_standby_names = ''\n");
-		$node->reload;
+	return $long && (!$only || $name =~ /$only/);
+}
+
+# Leave a server with another clock, by libfaketime.
+my ($faketime) = glob('/usr/lib/*/faketime/libfaketime.so.1');
+if (wanted('the clock is set back by an hour') && $faketime)
+{
+	my $file = "$dir/clock";
+	my $set = sub { append_to_file("$file.new", "$_[0]\n"); rename("$file.new", $file) or die; };
+
+	$set->('+0');
+	$node->stop;
+	{
+		local %ENV = (%ENV, LD_PRELOAD => $faketime, FAKETIME_TIMESTAMP_FILE => $file,
+			FAKETIME_NO_CACHE => 1, DONT_FAKE_MONOTONIC => 1);
+		$node->start;
 	}
+	scenario('the clock is set back by an hour', sub {
+		$faults->work(1);
+		$faults->round;
+		$set->('-3600');
+		my $position = $node->safe_psql('postgres', q{SELECT "position" FROM es_append('acc-1', 'E')});
+		is($node->safe_psql('postgres', qq{SELECT recorded_at < (SELECT max(recorded_at) FROM es.event) - interval '50 minutes'
+			FROM es.event WHERE "position" = $position}), 't', 'the clock was set back');
+		ok($node->poll_query_until('postgres', qq{SELECT es_wait('ledger', $position, '10 s')}),
+			'... and the projections go on');
+		# A worker that ends is started anew, too.
+		$node->safe_psql('postgres', "SELECT pg_terminate_backend($_)") foreach worker('projector'), worker('scheduler');
+		$faults->work(2) });
+	$node->restart;
+}
+
+# A full disk, if there is a small one (test/run mounts it where it may).
+if ((my $small = $ENV{ES_SMALL_DISK}) && wanted('a full disk'))
+{
+	my $fill = sub { system('dd', 'if=/dev/zero', "of=$small/filler", 'bs=64k', 'status=none'); };
+
+	mkdir("$small/data") or die "$small: $!";
+	$node->safe_psql('postgres', "CREATE TABLESPACE small LOCATION '$small/data'");
+	$node->safe_psql('postgres', "ALTER TABLE $_ SET TABLESPACE small") foreach 'es.event', 'ledger';
+	scenario('a full disk for the data', sub {
+		$faults->work(0.5);
+		$faults->round;
+		$fill->();
+		$faults->work(5);
+		ok($node->log_has(qr/No space left on device/), 'the disk was full');
+		unlink "$small/filler";
+		$faults->work(2) });
+	$node->safe_psql('postgres', "ALTER TABLE $_ SET TABLESPACE pg_default") foreach 'es.event', 'ledger';
+	$node->safe_psql('postgres', 'DROP TABLESPACE small');
+
+	# WAL: the server goes down, and comes up when there is space again.
+	$node->stop;
+	system_or_bail('mv', $node->data_dir . '/pg_wal', "$small/wal");
+	symlink("$small/wal", $node->data_dir . '/pg_wal') or die;
+	$node->append_conf('postgresql.conf', 'archive_mode = off');
+	$node->start;
+	scenario('a full disk for WAL', sub {
+		$faults->work(0.5);
+		$faults->round;
+		$fill->();
+		my $offset = $node->log_end;
+		foreach (1 .. 200)
+		{
+			# A switch makes it need the next segment.
+			$node->psql('postgres', 'SELECT pg_switch_wal()');
+			last if $node->log_has(qr/PANIC/, $offset);
+			usleep(50_000);
+		}
+		ok($node->log_has(qr/PANIC.*No space left on device/, $offset), 'the disk was full');
+		unlink "$small/filler";
+		foreach (1 .. 100)
+		{
+			last if $faults->wait_back(2);
+			PostgreSQL::Test::Utils::system_log('pg_ctl', '-w', '-t', 20, '-D', $node->data_dir,
+				'-l', $node->logfile, 'start');
+		}
+		$node->_update_pid(1) });
+	$node->stop;
+	unlink $node->data_dir . '/pg_wal';
+	system_or_bail('mv', "$small/wal", $node->data_dir . '/pg_wal');
+	$node->start;
+}
+
+# Point-in-time recovery to the middle: the past is whole, and another epoch.
+if (wanted('recovery to a point in time'))
+{
+	$node->append_conf('postgresql.conf', 'archive_mode = on');
+	$node->restart;
+	$node->backup('for_pitr');
+	$faults->start('recovery to a point in time');
+	$faults->work(1);
+	$faults->round;
+	my $epoch = $node->safe_psql('postgres', q{SELECT es_epoch() FROM pg_create_restore_point('middle')});
+	$faults->work(1);
+	$node->safe_psql('postgres', 'SELECT pg_switch_wal()');
+	$faults->halt;
+	$node->stop;
+	my $past = EsNode->new('past');
+	$past->init_from_backup($node, 'for_pitr', has_restoring => 1, standby => 0);
+	$past->append_conf('postgresql.conf',
+		"recovery_target_name = 'middle'\nrecovery_target_action = promote\n");
+	$past->start;
+	$past->poll_query_until('postgres', 'SELECT NOT pg_is_in_recovery()') or die;
+	$faults->{node} = $past;
+	my $verdict = $faults->finish(may_lose => 1);
+	is_deeply($verdict->{violations}, [],
+		'recovery to a point in time: nothing else is lost or repeated, and all invariants hold');
+	isnt($past->safe_psql('postgres', 'SELECT es_epoch()'), $epoch, '... and the epoch is another');
+	$past->stop;
+	$node->start;
+	$faults->{node} = $node;
+}
+
+# The standby takes over; what was acknowledged is there if it is synchronous.
+foreach my $mode ('synchronous', 'asynchronous')
+{
+	my $name = "failover to a standby, $mode";
+	my $standby = EsNode->new("standby_$mode");
+
+	next if !wanted($name);
+	$node->backup("for_$mode");
+	$standby->init_from_backup($node, "for_$mode", has_streaming => 1);
+	$standby->append_conf('postgresql.conf', "cluster_name = 'standby_$mode'\narchive_mode = off\n");
+	$standby->start;
+	if ($mode eq 'synchronous')
+	{
+		$node->append_conf('postgresql.conf', "synchronous_standby_names = 'standby_$mode'\n");
+		$node->reload;
+		$node->poll_query_until('postgres', q{SELECT count(*) > 0 FROM pg_stat_replication WHERE sync_state = 'sync'})
+		  or die;
+	}
+	my $epoch = $node->safe_psql('postgres', 'SELECT es_epoch()');
+	$faults->start($name);
+	$faults->work(2);
+	$faults->round;
+	$node->kill9;
+	$faults->halt;
+	$standby->promote;
+	$faults->{node} = $node = $standby;
+	my $verdict = $faults->finish(may_lose => $mode eq 'asynchronous');
+	is_deeply($verdict->{violations}, [], "$name: nothing else is lost or repeated, and all invariants hold");
+	isnt($node->safe_psql('postgres', 'SELECT es_epoch()'), $epoch, "$name: the epoch is another");
+	$node->append_conf('postgresql.conf', "synchronous_standby_names = ''\n");
+	$node->reload;
 }
 
 diag("\n" . $faults->matrix . sprintf("(seed %d, %.0f s)", $seed, time - $began));
