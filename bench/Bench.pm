@@ -249,10 +249,10 @@ sub pgbench
 	my ($done) = $output =~ /^number of transactions actually processed: (\d+)/m;
 	my ($failed) = $output =~ /^number of failed transactions: (\d+)/m;
 	my ($tps) = $output =~ /^tps = ([\d.]+)/m;
-	die "pgbench $script:\n$output" if !$tps || $output =~ /aborted/;
+	die "pgbench $script:\n$output" if !defined $done || $output =~ /aborted/;
 	check("no transaction of $script fails", ($failed // 0) == 0);
 	${ $params{count} } += $done if $params{count};
-	return $tps;
+	return $done > 0 ? $tps : 0;
 }
 
 # Seconds that something takes.
@@ -336,6 +336,13 @@ sub compare
 
 	figure(%params, base => $values->{base}, ours => $values->{ours});
 	return;
+}
+
+# How many of the figures were measured on a machine that did something else,
+# too: what they stand beside was twice as fast in one round as in another.
+sub disturbed
+{
+	return scalar grep { max(@{ $_->{base} }) > 2 * min(@{ $_->{base} }) } @figures;
 }
 
 # A sentence to go below the table.

@@ -27,7 +27,7 @@ my $begin = time;
 foreach my $row (@wanted ? @wanted : @Bench::rows)
 {
 	print STDERR "== $row->{name}: $row->{title}\n";
-	$row->{run}->();
+	eval { $row->{run}->(); 1 } or check("row $row->{name} ends with: $@", 0);
 }
 
 my $report = report();
@@ -123,6 +123,9 @@ sub report
 	  . Bench::table();
 
 	$text .= "\n" . join('', map { "- $_\n" } @Bench::notes) if @Bench::notes;
+	$text .= sprintf "\n**%d of %d figures come from a machine that was busy with something else; measure again.**\n",
+	  Bench::disturbed(), scalar @Bench::figures
+	  if Bench::disturbed() > 0;
 	$text .= $Bench::failures
 	  ? "\n**$Bench::failures checks of what was written failed.**\n"
 	  : "\nWhat was written was checked: the number of events, versions without gaps, positions "
