@@ -301,6 +301,33 @@ es_run_latest(EsStatement *statement, Datum *values, const char *nulls)
 	return SPI_processed;
 }
 
+/*
+ * Run a statement on one row where it was last: "at" has that as its last
+ * parameter, for which "values" has room.  Where it is not there any more, or
+ * not known, run "by_key".  Both return the row's ctid first, which is kept.
+ *
+ * A row that changes all the time leaves a version behind for every change, as
+ * long as some old snapshot might see them.  An index leads to all of these,
+ * and whoever asks it takes longer every time.
+ */
+uint64
+es_run_at(ItemPointer row, EsStatement *at, EsStatement *by_key, Datum *values)
+{
+	uint64		n = 0;
+	bool		isnull;
+
+	if (ItemPointerIsValid(row))
+	{
+		values[at->nargs - 1] = PointerGetDatum(row);
+		n = es_run(at, values, NULL);
+	}
+	if (n == 0)
+		n = es_run(by_key, values, NULL);
+	if (n == 1)
+		ItemPointerCopy((ItemPointer) DatumGetPointer(es_spi_value(0, 1, &isnull)), row);
+	return n;
+}
+
 Datum
 es_spi_value(uint64 row, int column, bool *isnull)
 {

@@ -70,6 +70,8 @@ extern void es_prepare(EsStatement *statement);
 extern ParamListInfo es_params(EsStatement *statement, Datum *values,
 							   const char *nulls);
 extern uint64 es_run(EsStatement *statement, Datum *values, const char *nulls);
+extern uint64 es_run_at(ItemPointer row, EsStatement *at, EsStatement *by_key,
+						Datum *values);
 extern uint64 es_run_latest(EsStatement *statement, Datum *values,
 							const char *nulls);
 extern void es_spi_begin(EsSpi *spi);

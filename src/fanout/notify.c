@@ -36,8 +36,13 @@ static EsStatement move_announced = ES_SQL(
 	"INSERT INTO es.announced AS a (position, notifications, notified_at) "
 	"VALUES ($1, 1, clock_timestamp()) "
 	"ON CONFLICT (one) DO UPDATE SET position = excluded.position, "
-	"  notifications = a.notifications + 1, notified_at = excluded.notified_at",
+	"  notifications = a.notifications + 1, notified_at = excluded.notified_at "
+	"RETURNING ctid",
 	1, INT8OID);
+static EsStatement move_announced_at = ES_SQL(
+	"UPDATE es.announced SET position = $1, notifications = notifications + 1, "
+	"  notified_at = clock_timestamp() WHERE ctid = $2 RETURNING ctid",
+	2, INT8OID, TIDOID);
 static EsStatement count_failure = ES_SQL(
 	"INSERT INTO es.announced AS a (position, failures, failed_at, error) "
 	"VALUES (0, 1, clock_timestamp(), $1) "
@@ -129,11 +134,12 @@ announce_on(const EsChannel *channel)
 static void
 write_position(int64 settled)
 {
-	Datum		value = Int64GetDatum(settled);
+	static ItemPointerData row;
+	Datum		values[2] = {Int64GetDatum(settled)};
 	EsSpi		spi;
 
 	es_spi_begin(&spi);
-	(void) es_run(&move_announced, &value, NULL);
+	(void) es_run_at(&row, &move_announced_at, &move_announced, values);
 	es_spi_end(&spi);
 }
 

@@ -42,18 +42,32 @@
  */
 #define FAR_BEHIND	8
 
+#define CHECKPOINT \
+	"WHERE projection = $1 AND rebuild = $2 AND partition = $3 "
+
+#define LOCK_CHECKPOINT \
+	"SELECT ctid, position, revision FROM es.checkpoint " CHECKPOINT
+
+#define MOVE_CHECKPOINT \
+	"UPDATE es.checkpoint SET position = $4, events_applied = events_applied + $5, " \
+	"  batches = batches + ($5 > 0)::int, " \
+	"  applied_at = CASE WHEN $5 > 0 THEN clock_timestamp() ELSE applied_at END, " \
+	"  catching_up = $6, " \
+	"  retries = 0, error_position = NULL, error_at = NULL, error_sqlstate = NULL, error = NULL " \
+	CHECKPOINT
+
 static EsStatement lock_checkpoint = ES_SQL(
-	"SELECT position, revision FROM es.checkpoint "
-	"WHERE projection = $1 AND rebuild = $2 AND partition = $3 FOR UPDATE SKIP LOCKED",
+	LOCK_CHECKPOINT "FOR UPDATE SKIP LOCKED",
 	3, TEXTOID, INT4OID, INT4OID);
+static EsStatement lock_checkpoint_at = ES_SQL(
+	LOCK_CHECKPOINT "AND ctid = $4 FOR UPDATE SKIP LOCKED",
+	4, TEXTOID, INT4OID, INT4OID, TIDOID);
 static EsStatement move_checkpoint = ES_SQL(
-	"UPDATE es.checkpoint SET position = $4, events_applied = events_applied + $5, "
-	"  batches = batches + ($5 > 0)::int, "
-	"  applied_at = CASE WHEN $5 > 0 THEN clock_timestamp() ELSE applied_at END, "
-	"  catching_up = $6, "
-	"  retries = 0, error_position = NULL, error_at = NULL, error_sqlstate = NULL, error = NULL "
-	"WHERE projection = $1 AND rebuild = $2 AND partition = $3",
+	MOVE_CHECKPOINT "RETURNING ctid",
 	6, TEXTOID, INT4OID, INT4OID, INT8OID, INT8OID, BOOLOID);
+static EsStatement move_checkpoint_at = ES_SQL(
+	MOVE_CHECKPOINT "AND ctid = $7 RETURNING ctid",
+	7, TEXTOID, INT4OID, INT4OID, INT8OID, INT8OID, BOOLOID, TIDOID);
 
 /*
  * Lock the checkpoint row and learn the position.
@@ -62,7 +76,7 @@ EsApplied
 es_projection_take(EsProjection *p)
 {
 	EsApplied	result = ES_BUSY;
-	Datum		values[3];
+	Datum		values[4];
 	bool		isnull;
 	EsSpi		spi;
 
@@ -70,10 +84,10 @@ es_projection_take(EsProjection *p)
 	values[1] = Int32GetDatum(p->rebuild);
 	values[2] = Int32GetDatum(p->partition);
 	es_spi_begin(&spi);
-	if (es_run(&lock_checkpoint, values, NULL) == 1)
+	if (es_run_at(&p->checkpoint, &lock_checkpoint_at, &lock_checkpoint, values) == 1)
 	{
-		p->position = DatumGetInt64(es_spi_value(0, 1, &isnull));
-		result = DatumGetInt64(es_spi_value(0, 2, &isnull)) == p->revision
+		p->position = DatumGetInt64(es_spi_value(0, 2, &isnull));
+		result = DatumGetInt64(es_spi_value(0, 3, &isnull)) == p->revision
 			? ES_APPLIED : ES_STALE;
 	}
 	es_spi_end(&spi);
@@ -91,7 +105,7 @@ is_far_behind(const EsProjection *p, int64 lag)
 static void
 put_checkpoint(EsProjection *p, int64 position, int64 events, bool catching_up)
 {
-	Datum		values[6];
+	Datum		values[7];
 	EsSpi		spi;
 
 	values[0] = CStringGetTextDatum(p->name);
@@ -101,7 +115,7 @@ put_checkpoint(EsProjection *p, int64 position, int64 events, bool catching_up)
 	values[4] = Int64GetDatum(events);
 	values[5] = BoolGetDatum(catching_up);
 	es_spi_begin(&spi);
-	(void) es_run(&move_checkpoint, values, NULL);
+	(void) es_run_at(&p->checkpoint, &move_checkpoint_at, &move_checkpoint, values);
 	es_spi_end(&spi);
 }
 

@@ -43,6 +43,7 @@ typedef struct EsProjection
 	bool		catching_up;	/* far behind */
 
 	int64		position;		/* the checkpoint, as last seen */
+	ItemPointerData checkpoint; /* where its row was last; or invalid */
 	int			limit;			/* positions in the next batch; 0: no limit */
 	int64		attempt_after;	/* the batch tried last */
 	int64		attempt_to;

@@ -94,8 +94,12 @@ static Watermark *shared = NULL;
 static EsStatement write_settled = ES_SQL(
 	"INSERT INTO es.settled AS s (position, updated_at) VALUES ($1, clock_timestamp()) "
 	"ON CONFLICT (one) DO UPDATE SET position = excluded.position, updated_at = excluded.updated_at "
-	"WHERE s.position < excluded.position",
+	"WHERE s.position < excluded.position RETURNING ctid",
 	1, INT8OID);
+static EsStatement write_settled_at = ES_SQL(
+	"UPDATE es.settled SET position = $1, updated_at = clock_timestamp() "
+	"WHERE position < $1 AND ctid = $2 RETURNING ctid",
+	2, INT8OID, TIDOID);
 
 /* Set at first use, for the life of the backend. */
 static EsDatabase *my_database = NULL;
@@ -600,11 +604,12 @@ es_last_position(void)
 void
 es_settled_record(int64 position)
 {
-	Datum		value = Int64GetDatum(position);
+	static ItemPointerData row;
+	Datum		values[2] = {Int64GetDatum(position)};
 	EsSpi		spi;
 
 	es_spi_begin(&spi);
-	(void) es_run(&write_settled, &value, NULL);
+	(void) es_run_at(&row, &write_settled_at, &write_settled, values);
 	es_spi_end(&spi);
 }
 

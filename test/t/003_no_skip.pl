@@ -243,6 +243,34 @@ for my $database ('postgres', 'other')
 	$node->safe_psql($database, q{ROLLBACK PREPARED 'p'});
 }
 
+# While a snapshot is held, every version of a checkpoint stays.  To find the
+# newest one must not take longer with each batch.
+my $reader = $node->background_psql('postgres');
+my $moves = q{SELECT n_tup_upd FROM pg_stat_all_tables WHERE relid = 'es.checkpoint'::regclass};
+my @blocks;
+$node->safe_psql('postgres', q{
+	SELECT es_create_projection('one_by_one', 'SELECT FROM es_batch', batch_size => 1,
+		start_after => (SELECT max(position) FROM es.event))});
+$reader->query_safe('BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT 1');
+for my $third (0 .. 3)
+{
+	my $before = $node->safe_psql('postgres', $moves);
+
+	$node->safe_psql('postgres', q{
+		SELECT es_append_batch('quiet-1', (SELECT jsonb_agg('{"type": "QUIET"}'::jsonb)
+			FROM generate_series(1, 2000)))});
+	$node->wait_caught_up('postgres', 'one_by_one') or die 'one_by_one is behind';
+	$node->poll_query_until('postgres', "SELECT ($moves) >= $before + 2000")
+	  or die 'the workers report no statistics';
+	push @blocks, $node->safe_psql('postgres', q{
+		SELECT heap_blks_hit FROM pg_statio_all_tables WHERE relid = 'es.checkpoint'::regclass});
+}
+cmp_ok($blocks[3] - $blocks[2], '<', 1.5 * ($blocks[1] - $blocks[0]),
+	'a snapshot that is held for long does not make a projection slower and slower');
+$reader->query_safe('COMMIT');
+$reader->quit;
+$node->safe_psql('postgres', q{SELECT es_drop_projection('one_by_one')});
+
 my $appender = $node->background_psql('other');
 $appender->query_safe(q{BEGIN; SELECT es_append('long-1', 'LONG')});
 ok(is_applied('60 s'), 'an appender in another database delays nothing');
