@@ -42,9 +42,9 @@
 #include "access/xact.h"
 #include "access/xlog.h"
 #include "catalog.h"
+#include "catalog/pg_sequence.h"
 #include "catalog/pg_type.h"
 #include "commands/sequence.h"
-#include "common/int.h"
 #include "es.h"
 #include "fault.h"
 #include "funcapi.h"
@@ -60,6 +60,7 @@
 #include "utils/fmgrprotos.h"
 #include "utils/rel.h"
 #include "utils/snapmgr.h"
+#include "utils/syscache.h"
 
 PG_FUNCTION_INFO_V1(es_stat_append);
 
@@ -470,6 +471,19 @@ set_reserved_bound(Oid sequence, int64 bound)
 	XLogFlush(XactLastRecEnd);
 }
 
+static int64
+last_of_sequence(Oid sequence)
+{
+	HeapTuple	tuple = SearchSysCache1(SEQRELID, ObjectIdGetDatum(sequence));
+	int64		last;
+
+	if (!HeapTupleIsValid(tuple))
+		elog(ERROR, "cache lookup failed for sequence %u", sequence);
+	last = ((Form_pg_sequence) GETSTRUCT(tuple))->seqmax;
+	ReleaseSysCache(tuple);
+	return last;
+}
+
 /*
  * Let the sequence cover at least "count" more positions.
  *
@@ -484,6 +498,7 @@ extend(EsDatabase *d, int64 count)
 	int64		next;
 	int64		bound;
 	int64		reserved;
+	int64		last = last_of_sequence(d->sequence);
 
 	LockRelationOid(d->sequence, RowExclusiveLock);
 	LWLockAcquire(d->lock, LW_EXCLUSIVE);
@@ -498,10 +513,13 @@ extend(EsDatabase *d, int64 count)
 	}
 	if (count > bound - next + 1)
 	{
-		if (pg_add_s64_overflow(bound, Max(count, RESERVE), &bound))
+		if (count > last - next + 1)
 			ereport(ERROR,
 					(errcode(ERRCODE_SEQUENCE_GENERATOR_LIMIT_EXCEEDED),
-					 errmsg("the log has used up all positions")));
+					 errmsg("the log has used up all positions"),
+					 errdetail("The next is " INT64_FORMAT ", the last that sequence es.event_position allows is " INT64_FORMAT ".",
+							   next, last)));
+		bound += Min(last - bound, Max(count, RESERVE));
 		set_reserved_bound(d->sequence, bound);
 	}
 

@@ -80,7 +80,8 @@ sub apply
 			INSERT INTO $role
 			SELECT category, sum((payload->>'amount')::bigint) FROM es_batch GROUP BY category
 			ON CONFLICT (category) DO UPDATE SET amount = $role.amount + excluded.amount\$\$,
-			batch_size => 100, start_after => es_settled() - 100 * $n);
+			batch_size => 100, start_after => (
+				SELECT position FROM es.event ORDER BY position DESC OFFSET 100 * $n LIMIT 1));
 		SELECT es_wait('$role', es_settled(), '$EsNode::patience s')});
 	return $node->worker_pid('projector', 'postgres', $role);
 }
