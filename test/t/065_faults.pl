@@ -135,6 +135,20 @@ scenario('kill -9 postmaster', sub {
 		$faults->wait_back;
 	} });
 
+scenario('kill -9 projector in a timer', sub { at_places('kill', 'timer.submitted', 'timer.committed') },
+	operations => [ [ schedule => 50 ], [ append => 30 ], [ submit => 20 ] ]);
+scenario('kill -9 projector in the merge of a rebuild', sub {
+	foreach my $round (1 .. ($long ? 5 : 1))
+	{
+		$faults->arm('projector.merged', 'kill', 0);
+		$node->safe_psql('postgres', q{SET ROLE owner; SELECT es_rebuild('by_stream')});
+		ok($faults->wait_fired, 'kill at projector.merged: it happened');
+		ok($faults->wait_back, 'kill at projector.merged: the server is back')
+		  or BAIL_OUT('the server does not come back');
+		ok($node->poll_query_until('postgres', 'SELECT bool_and(finished_at IS NOT NULL) FROM es.rebuild'),
+			'kill at projector.merged: the rebuild comes to its end');
+	} });
+
 # ----------------------------------------------------------------------
 # What administrators, kernels and users do
 # ----------------------------------------------------------------------
@@ -257,7 +271,60 @@ scenario('max_worker_processes exhausted', sub {
 	$node->restart;
 	$faults->wait_back });
 
-# A sequence near its end, in a database of its own: the last appends fail, and
+scenario('more than 64 subtransactions', sub { $faults->round; $faults->work($long ? 10 : 1) },
+	operations => [ [ subtransactions => 60 ], [ append => 40 ] ]);
+
+# The queue keeps what a listener that sleeps in a transaction has not read, in a
+# few pages of memory and then in files, which it cannot write here.
+scenario('the queue of NOTIFY is full', sub {
+	my $directory = $node->data_dir . '/pg_notify';
+	my $offset = $node->log_end;
+	my ($listener, $talker) = map { EsClient->connect($node, 'postgres') } 1 .. 2;
+
+	$listener->do('LISTEN es');
+	$listener->begin_work;
+	$listener->selectrow_array('SELECT 1');
+	chmod 0000, $directory or die "$directory: $!";
+	foreach my $size (7900, 100)
+	{
+		my $sent = 0;
+
+		$sent++ while $sent < 1000 && try_sql($talker, "SELECT pg_notify('noise', repeat('x', $size))") eq '';
+	}
+	$faults->round;
+	$faults->work($long ? 10 : 1);
+	ok($node->log_has(qr/could not announce new events/, $offset), 'the queue of NOTIFY is full: it was');
+	chmod 0700, $directory or die "$directory: $!";
+	$listener->rollback;
+	$_->disconnect foreach $listener, $talker;
+	ok($node->poll_query_until('postgres', 'SELECT "position" >= es_settled() FROM es.announced'),
+		'the queue of NOTIFY is full: what could not be announced is announced later') });
+
+# The log runs full, and is given room again.
+scenario('the sequence at its end', sub {
+	my $session = EsClient->connect($node, 'postgres');
+	my $set_last = sub {
+		$node->safe_psql('postgres', qq{SET es.allow_destructive = on;
+			DO \$\$ BEGIN EXECUTE 'ALTER SEQUENCE es.event_position MAXVALUE ' || $_[0]; END \$\$}) };
+	my $state = '';
+
+	$set_last->('(SELECT last_value + 200 FROM es.event_position)');
+	$faults->round;
+	foreach (1 .. 2000)
+	{
+		$state = try_sql($session, 'BEGIN',
+			q{SELECT es_append_batch('rest-1', jsonb_agg('{"type": "E"}'::jsonb)) FROM generate_series(1, 10)});
+		$session->do('ROLLBACK');
+		last if $state eq '2200H';
+	}
+	is($state, '2200H', 'the sequence at its end: there are no positions left');
+	$faults->work(0.5);
+	$set_last->('9223372036854775807');
+	$faults->work(0.5);
+	is(try_sql($session, q{SELECT es_append('rest-1', 'E')}), '', 'the sequence at its end: with room it goes on');
+	$session->disconnect });
+
+# The same to the very last, in a database of its own: the last appends fail, and
 # the log stays readable.
 if (!$only || 'a sequence near its end' =~ /$only/)
 {
@@ -293,6 +360,9 @@ sub wanted
 
 # Leave a server with another clock, by libfaketime.
 my ($faketime) = glob('/usr/lib/*/faketime/libfaketime.so.1');
+my @left_out;
+push @left_out, 'the clock (there is no libfaketime)' if $long && !$faketime;
+push @left_out, 'a full disk (only root can mount a small one)' if $long && !$ENV{ES_SMALL_DISK};
 if (wanted('the clock is set back by an hour') && $faketime)
 {
 	my $file = "$dir/clock";
@@ -436,5 +506,6 @@ foreach my $mode ('synchronous', 'asynchronous')
 }
 
 diag("\n" . $faults->matrix . sprintf("(seed %d, %.0f s)", $seed, time - $began));
+diag('left out: ' . join(', ', @left_out)) if @left_out;
 $node->stop;
 done_testing();
