@@ -8,6 +8,8 @@
 # it.  The build is installed under a prefix, where Debian's server finds it by
 # the setting extension_destdir.
 #
+#	ES_PG_CONFIG	the pg_config of another server than Debian's, see test/checks
+#
 # Sets: tree, scratch, copy, stage, major, pg_config.
 
 # The environment of the caller must not reach the test clusters.

@@ -56,7 +56,7 @@ sub scenario
 	return if $only && $name !~ /$only/;
 	$faults->start($name, %params);
 	$code->();
-	my $verdict = $faults->finish(%params);
+	my $verdict = $faults->finish;
 	is_deeply($verdict->{violations}, [], "$name: nothing is lost or repeated, and all invariants hold");
 	cmp_ok($verdict->{acknowledged}, '>', 0, "$name: the clients got something done");
 	return $verdict;
