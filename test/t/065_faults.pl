@@ -505,6 +505,9 @@ foreach my $mode ('synchronous', 'asynchronous')
 	$node->reload;
 }
 
+my $handbook = slurp_file('doc/operations.md');
+is(join(', ', grep { $handbook !~ /^\Q$_\E  /m } map { $_->{name} } @{ $faults->{verdicts} }), '',
+	'doc/operations.md has a row for each fault');
 diag("\n" . $faults->matrix . sprintf("(seed %d, %.0f s)", $seed, time - $began));
 diag('left out: ' . join(', ', @left_out)) if @left_out;
 $node->stop;
