@@ -100,6 +100,45 @@ sub try_sql
 	return '';
 }
 
+# Workers share partitions out by what each has learnt of them.  One that is slow
+# to hear that a partition is far behind must not let the others believe it when
+# it is not any more: each would take the next partition for somebody else's.
+if (!$only || 'a share that two workers see differently' =~ /$only/)
+{
+	my $session;
+	my $row = q{es.checkpoint WHERE projection = 'split' AND partition = 0};
+	my $streams = q{SELECT min('s-' || g) FILTER (WHERE es.stream_partition('s-' || g, 2) = %d) FROM generate_series(1, 20) g};
+
+	$node->safe_psql('postgres', 'CREATE DATABASE share');
+	$node->safe_psql('share', q{
+		CREATE EXTENSION es;
+		CREATE TABLE seen ("position" bigint);
+		SELECT es_create_projection('split', $$
+			INSERT INTO seen SELECT "position" FROM es_batch; SELECT pg_advisory_xact_lock_shared(1)$$, partitions => 2);
+		SELECT es_append('s-' || g, 'E') FROM generate_series(1, 20) g});
+	my ($first, $second) = map { $node->safe_psql('share', sprintf($streams, $_)) } 0, 1;
+	ok($node->wait_caught_up('share', 'split'), 'a share that two workers see differently: it begins well');
+	ok($node->poll_query_until('share', q{SELECT count(*) = 2 FROM es_stat_workers WHERE kind = 'projector'}),
+		'... with two workers');
+	$session = EsClient->connect($node, 'share');
+	$session->do('SELECT pg_advisory_lock(1)');
+	$faults->arm('projector.take', 'sleep', 0);
+	$session->do("SELECT es_append('$first', 'E')");
+	ok($faults->wait_fired, '... one is about to apply');
+	$session->do($row =~ s/^\S+/UPDATE es.checkpoint SET catching_up = true/r);
+	ok($node->poll_query_until('share', q{SELECT count(*) > 0 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted}),
+		'... does so');
+	$session->do('SELECT es_activate()');
+	usleep(500_000);
+	my ($position) = $session->selectrow_array(qq{SELECT "position" FROM es_append('$second', 'E')});
+	$session->do('SELECT pg_advisory_unlock(1)');
+	is($node->safe_psql('share', "SELECT es_wait('split', $position, '10 s')"), 't',
+		'... while the other has learnt what is true no more; and no partition is left to nobody');
+	is($node->safe_psql('share', "SELECT catching_up FROM $row"), 'f', '... nor believed to be far behind');
+	$session->disconnect;
+	$node->safe_psql('postgres', 'DROP DATABASE share');
+}
+
 scenario('nothing', sub { $faults->round; $faults->work(0.7) });
 
 # ----------------------------------------------------------------------
