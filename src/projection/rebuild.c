@@ -33,6 +33,7 @@
 #include "catalog/namespace.h"
 #include "catalog/pg_type.h"
 #include "es.h"
+#include "fault.h"
 #include "fmgr.h"
 #include "guc.h"
 #include "miscadmin.h"
@@ -346,6 +347,7 @@ merge(EsProjection *p)
 	(void) run(&adopt_letters, values, NULL);
 	(void) run(&announce_rebuilt, values, NULL);
 	finish(p, position, began, &merged);
+	ES_FAULT("projector.merged");
 	return ES_STEPPED;
 }
 

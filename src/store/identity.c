@@ -22,10 +22,12 @@
 #include "es.h"
 #include "fmgr.h"
 #include "miscadmin.h"
+#include "store/feed.h"
 #include "store/identity.h"
 #include "store/watermark.h"
 #include "tcop/utility.h"
 #include "utils/builtins.h"
+#include "utils/inval.h"
 #include "utils/snapmgr.h"
 
 PG_FUNCTION_INFO_V1(es_activate);
@@ -68,6 +70,10 @@ count(int64 *mine, int64 *others)
 	es_spi_end(&spi);
 }
 
+/*
+ * Write our identity.  From then on no subscription feeds the log, which every
+ * session is told.
+ */
 static void
 add(void)
 {
@@ -78,6 +84,8 @@ add(void)
 	my_identity(values);
 	(void) es_run(&add_identity, values, NULL);
 	es_spi_end(&spi);
+	CacheInvalidateRelcacheByRelid(es_catalog()->event);
+	es_feed_forget();
 }
 
 /*

@@ -50,6 +50,7 @@
 #include "funcapi.h"
 #include "guc.h"
 #include "miscadmin.h"
+#include "store/feed.h"
 #include "store/table.h"
 #include "store/wakeup.h"
 #include "store/watermark.h"
@@ -388,29 +389,34 @@ highest_used(void)
 }
 
 /*
- * Begin the counter behind what the sequence has reserved.  That is needed
- * after a restart, for a log that was created anew, and, as long as nothing
- * was appended through this counter, for one that a restore has just filled.
+ * Begin the counter behind what the sequence has reserved and what has been
+ * used, or move it there where both came from elsewhere: by a restore or a
+ * subscription.  In a log that was made here there is nothing to move.
  */
 static void
 seed(EsDatabase *d, Oid sequence)
 {
 	int64		used = highest_used();
 	int64		reserved;
-	int64		bound;
 
 	/* As in extend(), which may be about to make the first positions. */
 	LockRelationOid(sequence, AccessShareLock);
 	LWLockAcquire(d->lock, LW_EXCLUSIVE);
 	reserved = reserved_bound(sequence);
-	bound = Max(reserved, used);
 	SpinLockAcquire(&d->mutex);
-	if (d->sequence != sequence || (d->next <= 1 && d->bound < bound))
+	if (d->sequence != sequence)
 	{
-		d->next = bound + 1;
-		d->bound = bound;
+		d->next = 1;
+		d->bound = 0;
 		d->sequence = sequence;
 	}
+	if (reserved > d->bound)
+	{
+		d->next = reserved + 1;
+		d->bound = reserved;
+	}
+	d->next = Max(d->next, used + 1);
+	d->bound = Max(d->bound, used);
 	SpinLockRelease(&d->mutex);
 	LWLockRelease(d->lock);
 	UnlockRelationOid(sequence, AccessShareLock);
@@ -426,7 +432,7 @@ seeded_database(void)
 	Oid			sequence = es_catalog()->event_position;
 
 	/* An unlocked look: seed() makes sure. */
-	if (d->sequence != sequence || d->next <= 1)
+	if (es_feed_may_have_ended() || d->sequence != sequence || d->next <= 1)
 		seed(d, sequence);
 	return d;
 }
@@ -581,7 +587,11 @@ compute_settled(EsDatabase *d)
 int64
 es_settled_position(void)
 {
-	if (RecoveryInProgress() || IsolationUsesXactSnapshot())
+	EsFeed		feed = es_feed();
+
+	if (feed == ES_FEED_SYNCING)
+		return 0;
+	if (feed == ES_FEED_READY || RecoveryInProgress() || IsolationUsesXactSnapshot())
 		return recorded_settled_position(GetActiveSnapshot());
 	return compute_settled(seeded_database());
 }
@@ -617,7 +627,8 @@ es_last_position(void)
 }
 
 /*
- * Write the settled position down for readers that cannot compute it.
+ * Write the settled position down for readers that cannot compute it.  In a log
+ * that a subscription feeds, so does that.
  */
 void
 es_settled_record(int64 position)
@@ -626,6 +637,8 @@ es_settled_record(int64 position)
 	Datum		values[2] = {Int64GetDatum(position)};
 	EsSpi		spi;
 
+	if (es_feed() != ES_FEED_NONE)
+		return;
 	es_spi_begin(&spi);
 	(void) es_run_at(&row, &write_settled_at, &write_settled, values);
 	es_spi_end(&spi);

@@ -135,17 +135,18 @@ timers_may_have_changed(void)
 
 /*
  * A log that is new to us, be it that the extension was created again, has
- * nothing announced.  Its counter begins here where nobody has used it yet.
+ * nothing announced.  Its counter begins here where nobody has used it yet, or
+ * a subscription has ended that fed it.
  */
 static void
 meet_log(Oid log)
 {
+	(void) es_settled_position();
 	if (state.log == log)
 		return;
 	state.log = log;
 	state.recorded = 0;
 	state.announced = -1;
-	(void) es_settled_position();
 }
 
 /*
