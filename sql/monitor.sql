@@ -261,7 +261,18 @@ AS $$
 						 s.pid, s.first_position,
 						 round(EXTRACT(epoch FROM clock_timestamp() - a.xact_start)))
 		  FROM es.stat_append() s JOIN pg_stat_activity a ON a.pid = s.pid
-		 WHERE a.xact_start < clock_timestamp() - interval '60 s')
+		 WHERE a.xact_start < clock_timestamp() - interval '60 s'
+		UNION ALL
+		SELECT 10, format('New events cannot be announced since %s seconds: %s.',
+						  round(EXTRACT(epoch FROM clock_timestamp() - failing_since)), error)
+		  FROM es.announced WHERE failing_since IS NOT NULL
+		UNION ALL
+		SELECT 11, format('The queue of notifications is full to %s%%: a listener sleeps in a transaction.',
+						  round(usage * 100))
+		  FROM pg_notification_queue_usage() usage WHERE usage > 0.5
+		UNION ALL
+		SELECT 12, format('Subscription "%s" has %s parked events.', subscription, count(*))
+		  FROM es.subscription_dead_letter GROUP BY subscription)
 	SELECT count(*) = 0, coalesce(array_agg(sentence ORDER BY n, sentence), '{}') FROM wrong
 $$;
 COMMENT ON FUNCTION es_health() IS

@@ -98,10 +98,7 @@ static EsStatement write_settled = ES_SQL(
 	"ON CONFLICT (one) DO UPDATE SET position = excluded.position, updated_at = excluded.updated_at "
 	"WHERE s.position < excluded.position RETURNING ctid",
 	1, INT8OID);
-static EsStatement write_settled_at = ES_SQL(
-	"UPDATE es.settled SET position = $1, updated_at = clock_timestamp() "
-	"WHERE position < $1 AND ctid = $2 RETURNING ctid",
-	2, INT8OID, TIDOID);
+static EsTable settled_table = ES_TABLE(3, BOOLOID, INT8OID, TIMESTAMPTZOID);
 
 /* Set at first use, for the life of the backend. */
 static EsDatabase *my_database = NULL;
@@ -628,20 +625,34 @@ es_last_position(void)
 
 /*
  * Write the settled position down for readers that cannot compute it.  In a log
- * that a subscription feeds, so does that.
+ * that a subscription feeds, so does that.  Only the scheduler calls this, and
+ * whoever listens waits for it, so it knows where the row is.
  */
 void
 es_settled_record(int64 position)
 {
 	static ItemPointerData row;
-	Datum		values[2] = {Int64GetDatum(position)};
-	EsSpi		spi;
+	EsWriter	writer;
+	Datum		values[2];
+	bool		moved;
 
 	if (es_feed() != ES_FEED_NONE)
 		return;
-	es_spi_begin(&spi);
-	(void) es_run_at(&row, &write_settled_at, &write_settled, values);
-	es_spi_end(&spi);
+	values[0] = Int64GetDatum(position);
+	values[1] = TimestampTzGetDatum(GetCurrentTimestamp());
+	es_writer_open(&writer, &settled_table, es_catalog()->settled);
+	moved = es_writer_update_row(&writer, &row, values);
+	es_writer_close(&writer);
+	if (!moved)
+	{
+		bool		isnull;
+		EsSpi		spi;
+
+		es_spi_begin(&spi);
+		if (es_run(&write_settled, values, NULL) == 1)
+			ItemPointerCopy((ItemPointer) DatumGetPointer(es_spi_value(0, 1, &isnull)), &row);
+		es_spi_end(&spi);
+	}
 }
 
 /*
@@ -713,10 +724,12 @@ end_transaction(void)
 	if (!wake)
 		return;
 	wake = false;
+	/* Who counts our events as settled goes by our definitions, too. */
+	if (changed)
+		pg_atomic_fetch_add_u64(&my_database->changes, 1);
 	pg_atomic_write_u64(&my_slot->s.first, 0);
 	if (changed)
 	{
-		pg_atomic_fetch_add_u64(&my_database->changes, 1);
 		/* What a session waits for may have been dropped. */
 		if (pg_atomic_read_u32(&my_database->waiters) > 0)
 			ConditionVariableBroadcast(&my_database->progress);
