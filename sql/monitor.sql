@@ -267,6 +267,8 @@ $$;
 COMMENT ON FUNCTION es_health() IS
 	'One row: whether all is well, and what is not, in sentences.';
 
+-- As wide as a terminal of 80 columns has room for, where names are short and
+-- all is well.
 CREATE FUNCTION es.top(
 	OUT projection text,
 	OUT status text,
@@ -274,19 +276,18 @@ CREATE FUNCTION es.top(
 	OUT lag bigint,
 	OUT seconds numeric,
 	OUT applied bigint,
-	OUT last_applied interval,
 	OUT remark text)
 	RETURNS SETOF record
 	LANGUAGE sql VOLATILE SECURITY DEFINER
 	SET search_path = pg_catalog, pg_temp
 AS $$
 	SELECT s.name, s.status,
-		   rpad(repeat('#', least(round(log(s.lag + 1) * 3)::int, 21)), 21, '.'),
+		   rpad(repeat('#', least(ceil(log(5, s.lag + 1))::int, 10)), 10, '.'),
 		   s.lag, round(coalesce(EXTRACT(epoch FROM s.waiting), 0), 1), s.applied,
-		   date_trunc('second', clock_timestamp() - s.applied_at),
-		   concat_ws(', ', s.error,
-			   CASE WHEN s.letters > 0 THEN s.letters || ' dead letters' END,
-			   (SELECT format('rebuilt to %s%%', round(100.0 * (min(c.position) - r.start_after)
+		   concat_ws(', ', left(s.error, 60),
+			   CASE WHEN s.letters > 0 THEN s.letters || ' dead' END,
+			   (SELECT format(CASE s.status WHEN 'rebuilding' THEN '%s%%' ELSE 'rebuilt to %s%%' END,
+							  trunc(100.0 * (min(c.position) - r.start_after)
 								/ greatest(es.settled_position() - r.start_after, 1)))
 				  FROM es.rebuild r JOIN es.checkpoint c ON c.rebuild = r.id
 				 WHERE r.projection = s.name AND r.finished_at IS NULL GROUP BY r.id))
@@ -296,10 +297,10 @@ $$;
 COMMENT ON FUNCTION es.top() IS 'What es_top shows.';
 
 CREATE VIEW es_top AS
-	SELECT t.projection, t.status, t.behind, t.lag, t.seconds, t.applied, t.last_applied, t.remark
+	SELECT t.projection, t.status, t.behind, t.lag, t.seconds, t.applied, t.remark
 	  FROM es.top() t;
 COMMENT ON VIEW es_top IS
-	'For \watch 1: a line for each projection, the one furthest behind first; a bar of three marks is ten events, six are a hundred.';
+	'For \watch 1: a line for each projection, the one furthest behind first; each mark of the bar stands for five times as many events as the one before.';
 
 CREATE VIEW es_commands AS
 	SELECT name, category, event_type, validate, decide, creates, payload_type,

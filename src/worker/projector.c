@@ -58,9 +58,13 @@ static struct
 	MemoryContext batch_context;	/* reset after every batch */
 } state;
 
-/* What is far behind gets this much time at once where others wait. */
-#define SLICE_MS		50
-#define LEAST_SLICE		500
+/*
+ * What is far behind gets this much time at once where others wait: about so
+ * long they wait.  How many positions that is has to be found out.
+ */
+#define SLICE_MS		20
+#define FIRST_SLICE		1000
+#define LEAST_SLICE		200
 
 /* How long to leave a checkpoint alone that somebody else holds. */
 #define BUSY_MS			20
@@ -291,10 +295,12 @@ static void
 report(const EsProjection *p)
 {
 	int64		lag = es_settled_peek() - p->position;
+	char	   *what = psprintf("es projector: %s%s",
+								p->rebuild > 0 ? "rebuilding " : "", p->name);
 
+	pgstat_report_appname(what);
 	pgstat_report_activity(STATE_RUNNING,
-						   psprintf("es projector: %s%s, %s events behind",
-									p->rebuild > 0 ? "rebuilding " : "", p->name,
+						   psprintf("%s, %s events behind", what,
 									es_worker_number(Max(lag, 0))));
 }
 
@@ -309,6 +315,7 @@ report_idle(void)
 
 	foreach(cell, state.projections)
 		stopped += ((EsProjection *) lfirst(cell))->retries > 0 ? 1 : 0;
+	pgstat_report_appname("es projector");
 	es_worker_report_idle(stopped > 0
 						  ? psprintf("es projector: %d stopped, see es_projections", stopped)
 						  : "es projector: caught up");
@@ -391,7 +398,7 @@ apply_safely(EsProjection *p)
 
 	p->served_at = GetCurrentTimestamp();
 	if (p->slice == 0)
-		p->slice = es_batch_size;
+		p->slice = Min(FIRST_SLICE, es_batch_size);
 	p->limit = is_heavy(p) && has_others(p) ? p->slice : 0;
 	report(p);
 	PG_TRY();
@@ -416,6 +423,7 @@ apply_safely(EsProjection *p)
 	}
 	else if (p->limit > 0)
 		adapt_slice(p);
+	es_worker_report_memory();
 	pgstat_report_stat(true);
 }
 
