@@ -9,6 +9,7 @@
 --
 \set rows 200000
 \set QUIET on
+\o /dev/null
 SET client_min_messages = warning;
 
 CREATE TABLE balance (account text PRIMARY KEY, amount int NOT NULL, movements bigint NOT NULL);
@@ -27,11 +28,11 @@ SELECT es_wait('balances', es_settled(), '10 min');
 INSERT INTO remark SELECT account FROM balance;
 
 -- Rebuild with so many percent of the rows that differ from what they should be.
-CREATE PROCEDURE rebuild(percent int) LANGUAGE plpgsql AS $$
+CREATE PROCEDURE rebuild(share int) LANGUAGE plpgsql AS $$
 DECLARE
 	before pg_lsn;
 BEGIN
-	UPDATE balance SET movements = 0 WHERE abs(hashtext(account)) % 100 < percent;
+	UPDATE balance SET movements = 0 WHERE abs(hashtext(account)) % 100 < share;
 	COMMIT;
 	CHECKPOINT;
 	before := pg_current_wal_lsn();
@@ -42,7 +43,7 @@ BEGIN
 		COMMIT;
 	END LOOP;
 	INSERT INTO result
-	SELECT 'merge', percent, rows_updated, round(EXTRACT(epoch FROM merge_time), 3), 'never',
+	SELECT 'merge', share, rows_updated, round(EXTRACT(epoch FROM merge_time), 3), 'never',
 		   pg_size_pretty(pg_current_wal_lsn() - before)
 	  FROM es_stat_rebuild ORDER BY rebuild DESC LIMIT 1;
 	COMMIT;
@@ -63,7 +64,8 @@ BEGIN;
 LOCK TABLE balance IN ACCESS EXCLUSIVE MODE;
 SELECT clock_timestamp() AS locked \gset
 SELECT count(*) AS orphans FROM remark r WHERE NOT EXISTS (SELECT FROM shadow.balance s WHERE s.account = r.account) \gset
-ALTER TABLE balance RENAME TO balance_old;
+CREATE SCHEMA old;
+ALTER TABLE balance SET SCHEMA old;
 ALTER TABLE shadow.balance SET SCHEMA public;
 SELECT clock_timestamp() AS unlocked \gset
 COMMIT;
@@ -72,6 +74,7 @@ SELECT 'swap', NULL, NULL, round(EXTRACT(epoch FROM :'unlocked'::timestamptz - :
 	   round(EXTRACT(epoch FROM :'unlocked'::timestamptz - :'locked'), 3) || ' s',
 	   pg_size_pretty(pg_current_wal_lsn() - :'before');
 
+\o
 \pset null ''
 SELECT way, differ AS "% that differ", written AS "rows written", seconds, locked_out AS "readers locked out",
 	   wal AS "WAL, with the shadow's"
