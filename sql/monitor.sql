@@ -181,6 +181,7 @@ CREATE FUNCTION es.state_of_projections(
 	OUT lag bigint,
 	OUT waiting interval,
 	OUT error text,
+	OUT sqlstate text,
 	OUT error_position bigint,
 	OUT letters bigint,
 	OUT applied bigint,
@@ -192,7 +193,12 @@ AS $$
 	WITH s AS MATERIALIZED (SELECT es.settled_position() AS settled),
 	c AS (
 		SELECT k.projection, min(k.position) AS position,
-			   min(k.error) AS error, min(k.error_position) AS error_position,
+			   (array_agg(k.error ORDER BY k.error_at)
+					FILTER (WHERE k.error IS NOT NULL))[1] AS error,
+			   (array_agg(k.error_sqlstate ORDER BY k.error_at)
+					FILTER (WHERE k.error IS NOT NULL))[1] AS sqlstate,
+			   (array_agg(k.error_position ORDER BY k.error_at)
+					FILTER (WHERE k.error IS NOT NULL))[1] AS error_position,
 			   sum(k.events_applied)::bigint AS applied, max(k.applied_at) AS applied_at
 		  FROM es.checkpoint k WHERE k.rebuild = 0 GROUP BY 1)
 	SELECT p.name, p.owner::oid,
@@ -209,7 +215,7 @@ AS $$
 				clock_timestamp() - (SELECT e.recorded_at FROM es.event e
 									  WHERE e.position > c.position AND e.position <= s.settled
 									  ORDER BY e.position LIMIT 1) END,
-		   c.error, c.error_position,
+		   c.error, c.sqlstate, c.error_position,
 		   (SELECT count(*) FROM es.dead_letter d
 			 WHERE d.projection = p.name AND d.rebuild = 0 AND d.status <> 'discarded'),
 		   CASE WHEN p.mode = 'async' THEN c.applied END,
@@ -284,7 +290,7 @@ AS $$
 	SELECT s.name, s.status,
 		   rpad(repeat('#', least(ceil(log(5, s.lag + 1))::int, 10)), 10, '.'),
 		   s.lag, round(coalesce(EXTRACT(epoch FROM s.waiting), 0), 1), s.applied,
-		   concat_ws(', ', left(s.error, 60),
+		   concat_ws(', ', s.sqlstate,
 			   CASE WHEN s.letters > 0 THEN s.letters || ' dead' END,
 			   (SELECT format(CASE s.status WHEN 'rebuilding' THEN '%s%%' ELSE 'rebuilt to %s%%' END,
 							  trunc(100.0 * (min(c.position) - r.start_after)
@@ -300,7 +306,7 @@ CREATE VIEW es_top AS
 	SELECT t.projection, t.status, t.behind, t.lag, t.seconds, t.applied, t.remark
 	  FROM es.top() t;
 COMMENT ON VIEW es_top IS
-	'For \watch 1: a line for each projection, the one furthest behind first; each mark of the bar stands for five times as many events as the one before.';
+	'For \watch 1: a line for each projection, the one furthest behind first; each mark of the bar stands for five times as many events as the one before; the remark is the SQLSTATE of what stopped it, dead letters, how far a rebuild is.';
 
 CREATE VIEW es_commands AS
 	SELECT name, category, event_type, validate, decide, creates, payload_type,

@@ -2,7 +2,7 @@
 -- What the end of a rebuild costs: merging the difference, as es_rebuild() does
 -- it, beside putting the shadow in the place of the table.
 --
---	test/cluster psql -X -f doc/measure/swap_or_merge.sql
+--	test/cluster -o fsync=on psql -X -f doc/measure/swap_or_merge.sql
 --
 -- The swap is done by hand: the least that it takes, under the lock that it
 -- takes, is to see that what refers to the table still finds its rows.
@@ -15,12 +15,14 @@ SET client_min_messages = warning;
 CREATE TABLE balance (account text PRIMARY KEY, amount int NOT NULL, movements bigint NOT NULL);
 CREATE INDEX balance_amount ON balance (amount);
 CREATE TABLE remark (account text NOT NULL REFERENCES balance);
-CREATE TABLE result (way text, differ numeric, written bigint, seconds numeric, locked_out text, wal text);
+CREATE TABLE result (
+	way text, differ numeric, written bigint, seconds numeric, locked_out text, wal text);
 
-SELECT count(es_append('account-' || i, 'MOVED', jsonb_build_object('amount', i % 1000))) AS events
-  FROM generate_series(1, :rows) i \gset
+SELECT count(es_append('account-' || i, 'MOVED', jsonb_build_object('amount', i % 1000)))
+  FROM generate_series(1, :rows) i;
 SELECT es_create_projection('balances', $$
-	INSERT INTO balance SELECT stream, sum((payload->>'amount')::int), count(*) FROM es_batch GROUP BY stream
+	INSERT INTO balance
+	SELECT stream, sum((payload->>'amount')::int), count(*) FROM es_batch GROUP BY stream
 	ON CONFLICT (account) DO UPDATE SET
 		amount = balance.amount + excluded.amount, movements = balance.movements + excluded.movements
 	$$, tables => '{balance}');
@@ -63,7 +65,8 @@ ANALYZE shadow.balance;
 BEGIN;
 LOCK TABLE balance IN ACCESS EXCLUSIVE MODE;
 SELECT clock_timestamp() AS locked \gset
-SELECT count(*) AS orphans FROM remark r WHERE NOT EXISTS (SELECT FROM shadow.balance s WHERE s.account = r.account) \gset
+SELECT count(*) AS orphans FROM remark r
+ WHERE NOT EXISTS (SELECT FROM shadow.balance s WHERE s.account = r.account) \gset
 CREATE SCHEMA old;
 ALTER TABLE balance SET SCHEMA old;
 ALTER TABLE shadow.balance SET SCHEMA public;
