@@ -298,10 +298,12 @@ static void
 report(const EsProjection *p)
 {
 	int64		lag = es_settled_peek() - p->position;
+	char	   *what = psprintf("es projector: %s%s",
+								p->rebuild > 0 ? "rebuilding " : "", p->name);
 
+	pgstat_report_appname(what);
 	pgstat_report_activity(STATE_RUNNING,
-						   psprintf("es projector: %s%s, %s events behind",
-									p->rebuild > 0 ? "rebuilding " : "", p->name,
+						   psprintf("%s, %s events behind", what,
 									es_worker_number(Max(lag, 0))));
 }
 
@@ -316,6 +318,7 @@ report_idle(void)
 
 	foreach(cell, state.projections)
 		stopped += ((EsProjection *) lfirst(cell))->retries > 0 ? 1 : 0;
+	pgstat_report_appname("es projector");
 	es_worker_report_idle(stopped > 0
 						  ? psprintf("es projector: %d stopped, see es_projections", stopped)
 						  : "es projector: caught up");
@@ -406,6 +409,7 @@ apply_safely(EsProjection *p)
 	}
 	else
 		es_pace_after(p);
+	es_worker_report_memory();
 	pgstat_report_stat(true);
 }
 

@@ -362,15 +362,23 @@ es_worker_ms_left(TimestampTz when, long longest)
 }
 
 /*
- * Say in pg_stat_activity that this worker is idle, and how things are; and
- * how much memory it has.
+ * Say how much memory this worker has.
+ */
+void
+es_worker_report_memory(void)
+{
+	shared->worker[me].memory = (int64) MemoryContextMemAllocated(TopMemoryContext, true);
+}
+
+/*
+ * Say in pg_stat_activity that this worker is idle, and how things are.
  */
 void
 es_worker_report_idle(const char *activity)
 {
 	pgstat_report_activity(STATE_RUNNING, activity);
 	pgstat_report_activity(STATE_IDLE, NULL);
-	shared->worker[me].memory = (int64) MemoryContextMemAllocated(TopMemoryContext, true);
+	es_worker_report_memory();
 }
 
 /*

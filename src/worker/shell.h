@@ -40,6 +40,7 @@ extern void es_worker_listen(bool listen);
 extern void es_worker_sleep(long timeout_ms);
 extern long es_worker_ms_until(TimestampTz when);
 extern long es_worker_ms_left(TimestampTz when, long longest);
+extern void es_worker_report_memory(void);
 extern void es_worker_report_idle(const char *activity);
 extern char *es_worker_number(int64 n);
 extern void es_worker_set_defaults(void);
