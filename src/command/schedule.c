@@ -100,11 +100,14 @@ due_argument(FunctionCallInfo fcinfo)
 		ereport(ERROR,
 				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
 				 errmsg("the time of a scheduled command must not be null"),
+				 errdetail("It is NULL."),
 				 errhint("To submit it at once use es_submit().")));
 	if (TIMESTAMP_NOT_FINITE(PG_GETARG_TIMESTAMPTZ(ARG_DUE)))
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("the time of a scheduled command must be finite")));
+				 errmsg("the time of a scheduled command must be finite"),
+				 errdetail("It is infinite, so that the command would be submitted at once or never."),
+				 errhint("Give the time when it is due.")));
 	return PG_GETARG_DATUM(ARG_DUE);
 }
 
@@ -144,6 +147,7 @@ check_same(Datum *insert)
 			(errcode(ERRCODE_UNIQUE_VIOLATION),
 			 errmsg("command id %s was used for another scheduled command",
 					DatumGetCString(DirectFunctionCall1(uuid_out, insert[0]))),
+			 errdetail("That waits with another name, aggregate, payload or owner."),
 			 errhint("Give every command an id of its own, and repeat it only to retry the same command.")));
 }
 
@@ -216,7 +220,9 @@ es_cancel(PG_FUNCTION_ARGS)
 		ereport(ERROR,
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
 				 errmsg("must be owner of scheduled command %s",
-						DatumGetCString(DirectFunctionCall1(uuid_out, id)))));
+						DatumGetCString(DirectFunctionCall1(uuid_out, id))),
+				 errdetail("Its owner is the role that scheduled it."),
+				 errhint("SET ROLE to that role, or let a member of it cancel the command.")));
 	if (found)
 		(void) es_run(&delete_schedule, &id, NULL);
 	es_spi_end(&spi);
