@@ -128,6 +128,30 @@ $node->start;
 await(q{SELECT count(*) = 1 FROM es.event WHERE stream = 'order-5'},
 	'what became due while the server was down is submitted when it is up');
 
+# An hour of it, as the workers find it: what became due in that hour waits, one
+# command every 6 seconds, and there is what comes later.  The clock cannot be
+# set, so nobody submits (es.workers = off) what is due in the past.
+$node->append_conf('postgresql.conf', 'es.workers = off');
+$node->restart;
+as_clerk(q{
+	SELECT count(es_schedule('REMIND', '30', jsonb_build_object('hour', i),
+				clock_timestamp() - i * interval '6 s')) FROM generate_series(1, 600) i;
+	SELECT es_schedule('REMIND', '31', '{"n": 1}', clock_timestamp() + interval '1 day',
+					   '00000000-0000-0000-0000-000000000031')});
+is(sql(q{SELECT count(*) FROM es_schedules WHERE due < now()}), 600, 'an hour passed without workers');
+$node->append_conf('postgresql.conf', 'es.workers = on');
+$node->restart;
+$node->poll_query_until('postgres', q{SELECT count(*) >= 100 FROM es_stream('order-30')});
+$node->crash;
+$node->start;
+await(q{SELECT count(*) = 1 FROM es_schedules}, 'what became due in an hour of downtime is submitted, crash or not');
+is(sql(q{
+	SELECT count(*), count(DISTINCT payload->>'hour'),
+		   bool_and((payload->>'hour')::int = 601 - version) FROM es_stream('order-30')}),
+	'600|600|t', 'each once, in the order in which they were due');
+is(sql(q{SELECT count(*) FROM es_stream('order-31')}), 0, 'and nothing before it is due');
+as_clerk(q{SELECT es_cancel('00000000-0000-0000-0000-000000000031')});
+
 #
 # Exactly once, through crashes in the middle
 #
@@ -173,9 +197,24 @@ as_clerk(q{
 });
 ok(sql(q{SELECT count(*) FROM es.command_log}) > 2500, 'command ids are kept');
 sleep 1;
+my $kept = sql(q{
+	SET es.allow_destructive = on;
+	CREATE TABLE step (n bigint);
+	CREATE FUNCTION note_step() RETURNS trigger LANGUAGE plpgsql AS $$
+	BEGIN
+		INSERT INTO public.step SELECT count(*) FROM old HAVING count(*) > 0;
+		RETURN NULL;
+	END
+	$$;
+	CREATE TRIGGER note_step AFTER DELETE ON es.command_log REFERENCING OLD TABLE AS old
+		FOR EACH STATEMENT EXECUTE FUNCTION note_step();
+	SELECT count(*) FROM es.command_log});
 $node->append_conf('postgresql.conf', "es.command_retention = '1s'");
 $node->reload;
-await(q{SELECT count(*) = 0 FROM es.command_log}, 'and forgotten after es.command_retention, in steps');
+await(q{SELECT count(*) = 0 FROM es.command_log}, 'and forgotten after es.command_retention');
+is(sql(q{SELECT sum(n), max(n) <= 1000, count(*) >= 3 FROM step}), "$kept|t|t",
+	'in steps that are small, each a transaction of its own');
+sql('SET es.allow_destructive = on; DROP TRIGGER note_step ON es.command_log');
 $node->append_conf('postgresql.conf', "es.command_retention = 0");
 $node->reload;
 as_clerk(q{SELECT es_append('bulk-1', 'X', command_id => gen_random_uuid())});
