@@ -8,8 +8,8 @@
  *		pending -> (gone)		submitted: its events and the deletion of the
  *								row are one transaction, so exactly once
  *		pending -> pending		an attempt failed; next_at is put off
- *		pending -> failed		rejected (ES002), or failed too often: next_at
- *								is NULL, the row stays to be seen
+ *		pending -> failed		rejected (ES002), or failed too often (timer.c):
+ *								next_at is NULL, the row stays to be seen
  *		pending, failed -> (gone)	es_cancel()
  *
  * The scheduler, a superuser, only looks who has something due.  The command
@@ -28,7 +28,6 @@
 #include "es.h"
 #include "executor/spi.h"
 #include "fmgr.h"
-#include "guc.h"
 #include "miscadmin.h"
 #include "store/append.h"
 #include "store/functions.h"
@@ -360,13 +359,12 @@ es_timer_submit(const EsTimer *timer)
 
 /*
  * An attempt failed, and its transaction is aborted: put the next one off, or
- * give up, where the command was rejected or has failed too often.
+ * give up if it was the final one.
  */
 void
-es_timer_failed(const EsTimer *timer, const ErrorData *error, TimestampTz retry_at)
+es_timer_failed(const EsTimer *timer, const ErrorData *error, bool final,
+				TimestampTz retry_at)
 {
-	bool		final = error->sqlerrcode == ERRCODE_ES_COMMAND_REJECTED ||
-		timer->attempts + 1 >= es_schedule_attempts;
 	Datum		values[5];
 	char		nulls[] = "     ";
 	EsSpi		spi;

@@ -119,6 +119,32 @@ await(q{SELECT count(*) = 1 FROM es_schedules WHERE status = 'failed' AND last_e
 sql(q{SELECT es_cancel(id) FROM es_schedules});
 
 #
+# A stream that somebody keeps locked holds up its own command alone, neither
+# other commands nor the projections of the role, and the command waits for as
+# long as it takes.
+#
+my $keeper = $node->background_psql('postgres', on_error_stop => 1);
+$keeper->query_safe(q{BEGIN; SELECT version FROM es_append('order-40', 'KEPT')});
+sql(q{
+	GRANT CREATE ON SCHEMA public TO clerk;
+	SELECT es_grant('clerk', 'projector'), es_grant('clerk', 'reader')});
+as_clerk(q{
+	CREATE TABLE reminded (stream text);
+	SELECT es_create_projection('reminded', 'INSERT INTO reminded SELECT stream FROM es_batch',
+								types => '{REMINDED}', start_after => es_settled());
+	SELECT es_schedule('REMIND', '40', '{"n": 1}', '2020-01-01');
+	SELECT es_schedule('REMIND', '41', '{"n": 1}', '2020-01-02')});
+await(q{SELECT count(*) = 1 FROM es.event WHERE stream = 'order-41'}, 'a command goes on beside one that waits for a lock');
+await(q{SELECT last_error_sqlstate = '55P03' AND attempts >= 2 AND status = 'retrying' FROM es_schedules},
+	'which is put off, however often');
+$keeper->query_safe('COMMIT');
+$keeper->quit;
+await(q{SELECT count(*) = 0 FROM es_schedules}, 'until the lock is free');
+is(sql(q{SELECT string_agg(type, ' ' ORDER BY version) FROM es_stream('order-40')}), 'KEPT REMINDED',
+	'and is submitted once');
+await(q{SELECT count(*) = 2 FROM reminded}, 'the projections of the role have their turn');
+
+#
 # Downtime
 #
 as_clerk(q{SELECT es_schedule('REMIND', '5', '{"n": 1}', clock_timestamp() + interval '1 s')});
