@@ -30,7 +30,7 @@ int			es_notify_interval = 10;
 int			es_watch_max_keys = 1000;
 int			es_batch_interval = 5;
 int			es_batch_size = 10000;
-int			es_max_batch_size = 100000;
+int			es_max_batch_size = 1000000;
 int			es_max_projectors = 4;
 int			es_rebuild_lock_timeout = 2000;
 int			es_projector_synchronous_commit = SYNCHRONOUS_COMMIT_OFF;
@@ -215,7 +215,7 @@ define_worker_settings(void)
 	DefineCustomIntVariable("es.max_batch_size",
 							"Positions in one batch of a projection that is far behind or rebuilt.",
 							"A projection's own batch_size goes before this.",
-							&es_max_batch_size, 100000, 1, 10000000,
+							&es_max_batch_size, 1000000, 1, 10000000,
 							PGC_SIGHUP, 0,
 							NULL, NULL, NULL);
 	DefineCustomIntVariable("es.rebuild_lock_timeout",

@@ -442,6 +442,20 @@ es_rebuild_has_work(const EsProjection *p, int64 settled)
 }
 
 /*
+ * Sort and hash in what the administrator has set aside for maintenance, as
+ * CREATE INDEX does, until the end of this transaction.
+ */
+static void
+use_maintenance_memory(void)
+{
+	if (work_mem < maintenance_work_mem)
+		(void) set_config_option("work_mem",
+								 GetConfigOption("maintenance_work_mem", false, false),
+								 PGC_USERSET, PGC_S_SESSION, GUC_ACTION_LOCAL,
+								 true, 0, false);
+}
+
+/*
  * Take a rebuild a step further, in a transaction as for
  * es_projection_apply().
  */
@@ -453,6 +467,7 @@ es_rebuild_step(EsProjection *p)
 	EsBatch		batch;
 
 	p->whole = false;
+	use_maintenance_memory();
 	if (!p->filling)
 		return prepare(p);
 	if (p->filter.stream)

@@ -16,6 +16,16 @@
 #define ES_MAX_PARTITIONS	256
 
 /*
+ * What was learnt about the size of its batches (worker/pace.c).
+ */
+typedef struct EsPace
+{
+	int			size;			/* positions in the best batch so far */
+	double		rate;			/* how many a millisecond that were; or 0 */
+	int			ceiling;		/* no more than this; or 0 */
+} EsPace;
+
+/*
  * A partition of a projection, or of a rebuild of one, as whoever applies it
  * holds it.
  */
@@ -56,7 +66,7 @@ typedef struct EsProjection
 	TimestampTz retry_at;		/* not before then; 0 at once */
 	TimestampTz served_at;		/* when its last batch began */
 	uint64		turn;			/* of its worker, when that was */
-	int			slice;			/* positions that take a worker's slice of time */
+	EsPace		pace;			/* of one that is far behind */
 	bool		mine;			/* this worker's share */
 
 	SPIPlanPtr	plan;			/* kept only where keep_plan says so */

@@ -38,6 +38,7 @@
 #include "utils/guc.h"
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
+#include "worker/pace.h"
 #include "worker/shell.h"
 #include "worker/timer.h"
 
@@ -57,10 +58,6 @@ static struct
 	uint64		turn;			/* counts slices of what is far behind */
 	MemoryContext batch_context;	/* reset after every batch */
 } state;
-
-/* What is far behind gets this much time at once where others wait. */
-#define SLICE_MS		50
-#define LEAST_SLICE		500
 
 /* How long to leave a checkpoint alone that somebody else holds. */
 #define BUSY_MS			20
@@ -120,7 +117,7 @@ carry_over(List *old, EsProjection *p)
 		p->collisions = o->collisions;
 		p->served_at = o->served_at;
 		p->turn = o->turn;
-		p->slice = o->slice;
+		p->pace = o->pace;
 	}
 }
 
@@ -150,12 +147,6 @@ learn(void)
 	state.generation = generation;
 }
 
-static bool
-is_heavy(const EsProjection *p)
-{
-	return p->rebuild > 0 || p->catching_up;
-}
-
 /*
  * Mark this worker's share of the partitions.
  */
@@ -169,15 +160,15 @@ take_share(void)
 	ListCell   *cell;
 
 	foreach(cell, state.projections)
-		heavy += is_heavy((EsProjection *) lfirst(cell)) ? 1 : 0;
+		heavy += es_is_far_behind((EsProjection *) lfirst(cell)) ? 1 : 0;
 	/* So many workers are for these, but one for the others, if there are any. */
 	heavy = Min(heavy, workers - (heavy < list_length(state.projections) ? 1 : 0));
 	foreach(cell, state.projections)
 	{
 		EsProjection *p = (EsProjection *) lfirst(cell);
-		int			i = seen[is_heavy(p) ? 1 : 0]++;
+		int			i = seen[es_is_far_behind(p) ? 1 : 0]++;
 
-		if (is_heavy(p) && heavy > 0)
+		if (es_is_far_behind(p) && heavy > 0)
 			p->mine = rank == workers - heavy + i % heavy;
 		else
 			p->mine = rank == i % (workers - heavy);
@@ -213,7 +204,7 @@ urgency(const EsProjection *p, int64 settled)
 {
 	int			batch = p->batch_size > 0 ? p->batch_size : es_batch_size;
 
-	if (is_heavy(p) || settled - p->position > batch)
+	if (es_is_far_behind(p) || settled - p->position > batch)
 		return 1;
 	return p->turn < state.turn ? 0 : 2;
 }
@@ -367,21 +358,6 @@ apply(EsProjection *p)
 }
 
 /*
- * Make the next slice of a projection that is far behind as large as the time
- * that this one took allows.
- */
-static void
-adapt_slice(EsProjection *p)
-{
-	long		ms = TimestampDifferenceMilliseconds(p->served_at, GetCurrentTimestamp());
-	double		factor = SLICE_MS / (double) Max(ms, 1);
-
-	/* Only a full slice says how much fits in. */
-	if (p->attempt_to - p->attempt_after >= p->slice || factor < 1)
-		p->slice = (int) Max(LEAST_SLICE, Min(p->slice * Min(factor, 4), es_max_batch_size));
-}
-
-/*
  * The same, surviving every error of the user's SQL.
  */
 static void
@@ -389,10 +365,7 @@ apply_safely(EsProjection *p)
 {
 	ErrorData  *volatile error = NULL;
 
-	p->served_at = GetCurrentTimestamp();
-	if (p->slice == 0)
-		p->slice = es_batch_size;
-	p->limit = is_heavy(p) && has_others(p) ? p->slice : 0;
+	es_pace_before(p, has_others(p));
 	report(p);
 	PG_TRY();
 	{
@@ -414,8 +387,8 @@ apply_safely(EsProjection *p)
 		fail(p, error);
 		ConditionVariableBroadcast(&es_database()->progress);
 	}
-	else if (p->limit > 0)
-		adapt_slice(p);
+	else
+		es_pace_after(p);
 	pgstat_report_stat(true);
 }
 
