@@ -135,7 +135,11 @@ es_batch_next(const EsProjection *p, int64 settled)
 		batch.empty = false;
 		return batch;
 	}
-	first = first_position(p, settled);
+	/* What fits into one batch needs no look for the gaps in it. */
+	if (p->filter.categories == NULL && settled - p->position <= size)
+		first = p->position + 1;
+	else
+		first = first_position(p, settled);
 	batch.empty = first > settled;
 	if (!batch.empty)
 		batch.after = first - 1;

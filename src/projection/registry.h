@@ -66,6 +66,7 @@ typedef struct EsProjection
 	TimestampTz retry_at;		/* not before then; 0 at once */
 	TimestampTz served_at;		/* when its last batch began */
 	uint64		turn;			/* of its worker, when that was */
+	uint64		round;			/* the same of its worker's rounds */
 	EsPace		pace;			/* of one that is far behind */
 	bool		mine;			/* this worker's share */
 

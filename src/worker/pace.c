@@ -27,7 +27,7 @@
 #define SLICE_REBUILD_MS	5000
 
 /* Times the best size so far. */
-#define STEP	8
+#define STEP	4
 
 /* However long it takes. */
 #define LEAST_SIZE	500

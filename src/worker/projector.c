@@ -56,8 +56,13 @@ static struct
 	MemoryContext projections_context;
 	uint64		generation;		/* of the definitions as we know them */
 	uint64		turn;			/* counts slices of what is far behind */
+	uint64		round;			/* ends when everybody was served once */
+	int64		applied;		/* positions in this round, of all projections */
 	MemoryContext batch_context;	/* reset after every batch */
 } state;
+
+/* Events gather for so long at least, where es.batch_interval allows. */
+#define LEAST_GATHER_MS	5
 
 /* How long to leave a checkpoint alone that somebody else holds. */
 #define BUSY_MS			20
@@ -117,6 +122,7 @@ carry_over(List *old, EsProjection *p)
 		p->collisions = o->collisions;
 		p->served_at = o->served_at;
 		p->turn = o->turn;
+		p->round = o->round;
 		p->pace = o->pace;
 	}
 }
@@ -195,6 +201,14 @@ refresh(void)
 	take_share();
 }
 
+static bool
+is_behind(const EsProjection *p, int64 settled)
+{
+	int			batch = p->batch_size > 0 ? p->batch_size : es_batch_size;
+
+	return es_is_far_behind(p) || settled - p->position > batch;
+}
+
 /*
  * How urgent it is to serve a projection, 0 most: one that is nearly caught up
  * comes before the next slice of one that is not, but only once.
@@ -202,9 +216,7 @@ refresh(void)
 static int
 urgency(const EsProjection *p, int64 settled)
 {
-	int			batch = p->batch_size > 0 ? p->batch_size : es_batch_size;
-
-	if (es_is_far_behind(p) || settled - p->position > batch)
+	if (is_behind(p, settled))
 		return 1;
 	return p->turn < state.turn ? 0 : 2;
 }
@@ -239,6 +251,9 @@ next_projection(long *timeout)
 
 		if (!p->mine || !has_work(p, settled))
 			continue;
+		/* What came since may gather. */
+		if (p->round == state.round && !is_behind(p, settled))
+			continue;
 		if (ms > 0)
 			*timeout = Min(*timeout, ms);
 		else if (next == NULL || u < next_urgency ||
@@ -253,6 +268,7 @@ next_projection(long *timeout)
 		if (next_urgency == 1)
 			state.turn++;
 		next->turn = state.turn;
+		next->round = state.round;
 	}
 	return next;
 }
@@ -339,6 +355,7 @@ apply(EsProjection *p)
 	switch (applied)
 	{
 		case ES_APPLIED:
+			state.applied += p->attempt_to - p->attempt_after;
 			es_projection_applied(p);
 			ConditionVariableBroadcast(&es_database()->progress);
 			break;
@@ -409,8 +426,8 @@ set_synchronous_commit(void)
 }
 
 /*
- * Apply what there is, a batch of each projection in turn.  Returns whether
- * there was anything.
+ * Apply what there is, a batch of each projection in turn, and more of those
+ * that have more than one.  Returns whether there was anything.
  */
 static bool
 apply_all(long *timeout)
@@ -418,6 +435,8 @@ apply_all(long *timeout)
 	bool		any = false;
 	EsProjection *p;
 
+	state.applied = 0;
+	state.round++;
 	while ((p = next_projection(timeout)) != NULL)
 	{
 		apply_safely(p);
@@ -434,13 +453,18 @@ apply_all(long *timeout)
 
 /*
  * Let events gather before the next round, unless somebody waits for them.
+ *
+ * A batch costs much the same however few its events are, so when these come
+ * fast it pays to wait: a millisecond for each that the last round has applied.
+ * That settles at the shortest wait below a thousand events a second, and at
+ * es.batch_interval well above.
  */
 static void
 let_events_gather(TimestampTz round_began)
 {
-	long		ms = es_worker_ms_left(TimestampTzPlusMilliseconds(round_began,
-																   es_batch_interval),
-									   es_batch_interval);
+	long		interval = Min(es_batch_interval, Max(LEAST_GATHER_MS, state.applied));
+	long		ms = es_worker_ms_left(TimestampTzPlusMilliseconds(round_began, interval),
+									   interval);
 
 	if (ms <= 0 || pg_atomic_read_u32(&es_database()->waiters) > 0)
 		return;
