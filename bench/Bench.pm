@@ -228,7 +228,7 @@ my $base = 0;
 
 # Run a script of bench/pgbench; returns transactions a second.  Transactions
 # are counted into ${$params{count}}, and none may fail; with "retry" they are
-# begun again until they do not.
+# begun again until they do not, which is counted into ${$params{retries}}.
 sub pgbench
 {
 	my ($database, $script, %params) = @_;
@@ -248,10 +248,12 @@ sub pgbench
 
 	my ($done) = $output =~ /^number of transactions actually processed: (\d+)/m;
 	my ($failed) = $output =~ /^number of failed transactions: (\d+)/m;
+	my ($retries) = $output =~ /^total number of retries: (\d+)/m;
 	my ($tps) = $output =~ /^tps = ([\d.]+)/m;
 	die "pgbench $script:\n$output" if !defined $done || $output =~ /aborted/;
 	check("no transaction of $script fails", ($failed // 0) == 0);
 	${ $params{count} } += $done if $params{count};
+	${ $params{retries} } += $retries // 0 if $params{retries};
 	return $done > 0 ? $tps : 0;
 }
 

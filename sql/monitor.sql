@@ -321,9 +321,15 @@ COMMENT ON VIEW es_top IS
 
 CREATE VIEW es_commands AS
 	SELECT name, category, event_type, validate, decide, creates, payload_type,
-		   owner::pg_catalog.text AS owner, created_at, search_path
+		   owner::pg_catalog.text AS owner,
+		   (SELECT pg_catalog.array_agg(g.grantee::pg_catalog.text
+										ORDER BY g.grantee::pg_catalog.text)
+			  FROM es.command_grant g
+			 WHERE g.command OPERATOR(pg_catalog.=) name) AS granted_to,
+		   created_at, search_path
 	  FROM es.command_type;
-COMMENT ON VIEW es_commands IS 'The commands that es_submit() accepts.';
+COMMENT ON VIEW es_commands IS
+	'The commands that es_submit() accepts, and who may submit them besides their owners and the writers.';
 
 CREATE VIEW es_aggregates AS
 	SELECT a.category, a.evolve, a.initial_state, a.snapshot_every,

@@ -108,7 +108,7 @@ load(const char *category)
 	EsSpi		spi;
 
 	es_spi_begin(&spi);
-	if (es_run(&select_aggregate, &key, NULL) == 1)
+	if (es_run_latest(&select_aggregate, &key, NULL) == 1)
 	{
 		bool		isnull;
 		MemoryContext old = MemoryContextSwitchTo(context);
@@ -152,6 +152,7 @@ check_definition(FunctionCallInfo fcinfo)
 		ereport(ERROR,
 				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
 				 errmsg("the evolve function of an aggregate must not be null"),
+				 errdetail("It is NULL."),
 				 errhint("Give a function (state jsonb, event es.event) RETURNS jsonb.")));
 	es_check_function("an evolve function", PG_GETARG_OID(1), es_rowtype("event"),
 					  JSONBOID, false);
@@ -165,6 +166,8 @@ check_definition(FunctionCallInfo fcinfo)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("snapshot_every must be a number of events"),
+				 PG_ARGISNULL(3) ? errdetail("It is NULL.")
+				 : errdetail("It is %d.", PG_GETARG_INT32(3)),
 				 errhint("Give 0 for no snapshots.")));
 }
 
@@ -199,6 +202,7 @@ es_create_aggregate(PG_FUNCTION_ARGS)
 				(errcode(ERRCODE_DUPLICATE_OBJECT),
 				 errmsg("category \"%s\" already has an aggregate",
 						TextDatumGetCString(values[0])),
+				 errdetail("The states of its streams can be only one thing."),
 				 errhint("Replace its evolve function with CREATE OR REPLACE FUNCTION, or drop it first with es_drop_aggregate().")));
 	es_spi_end(&spi);
 	CacheInvalidateRelcacheByRelid(es_catalog()->aggregate);
@@ -217,11 +221,14 @@ check_owner(Datum category, Oid user)
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_OBJECT),
 				 errmsg("category \"%s\" has no aggregate", TextDatumGetCString(category)),
+				 errdetail("None is defined in this database."),
 				 errhint("See es_aggregates for what there is.")));
 	if (!has_privs_of_role(user, DatumGetObjectId(es_spi_value(0, 1, &isnull))))
 		ereport(ERROR,
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-				 errmsg("must be owner of aggregate \"%s\"", TextDatumGetCString(category))));
+				 errmsg("must be owner of aggregate \"%s\"", TextDatumGetCString(category)),
+				 errdetail("Its owner is whoever created it."),
+				 errhint("See es_aggregates for the owner, and SET ROLE to it.")));
 }
 
 /*

@@ -28,6 +28,7 @@
 #include "utils/fmgrprotos.h"
 #include "utils/lsyscache.h"
 #include "utils/regproc.h"
+#include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 #include "utils/tuplestore.h"
 #include "utils/typcache.h"
@@ -265,6 +266,10 @@ call_validator(const EsSubmission *s, Jsonb *state)
 
 /*
  * Call the decider, where there is a decision to fill, or the validator.
+ *
+ * One that is STABLE reads with the active snapshot, and that of the statement
+ * is older than the stream's lock: it gets a new one.  An error leaves that to
+ * the end of the subtransaction (submit.c).
  */
 static void
 call_user_function(const EsSubmission *s, Oid oid, const char *role,
@@ -278,6 +283,8 @@ call_user_function(const EsSubmission *s, Oid oid, const char *role,
 		aclcheck_error(ACLCHECK_NO_PRIV, OBJECT_FUNCTION, get_func_name(oid));
 	deciding = es_deciding_begin(psprintf("the %s of command \"%s\"", role, s->type->name));
 	level = es_search_path_enter(s->type->search_path);
+	CommandCounterIncrement();
+	PushActiveSnapshot(GetTransactionSnapshot());
 	PG_TRY();
 	{
 		if (decision)
@@ -291,6 +298,7 @@ call_user_function(const EsSubmission *s, Oid oid, const char *role,
 		rethrow_as_rejection(s, context);
 	}
 	PG_END_TRY();
+	PopActiveSnapshot();
 	es_deciding_end(deciding);
 	es_search_path_leave(level);
 }

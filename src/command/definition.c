@@ -8,6 +8,10 @@
  * stale one is built anew at its next use and the old one, which a caller up
  * the stack may hold, lives on to the end of the transaction.
  *
+ * Definitions are read as the server reads its catalogs, with a snapshot of the
+ * instant also where the transaction has an old one: the functions that they
+ * name are those of this instant, too.
+ *
  * A function gets an FmgrInfo of its own for each command or fold.  A language
  * handler keeps the state of the execution there, SQL's does, so one that an
  * error left in the middle of it must not be used again.
@@ -19,7 +23,6 @@
  */
 #include "postgres.h"
 
-#include "access/xact.h"
 #include "catalog.h"
 #include "catalog/namespace.h"
 #include "catalog/pg_proc.h"
@@ -140,8 +143,7 @@ es_definition(EsDefinitions *definitions, const char *name)
 	}
 	MemoryContextSetParent(context, TopMemoryContext);
 	entry->context = context;
-	/* An old snapshot shows what may be true for this transaction alone. */
-	entry->generation = IsolationUsesXactSnapshot() ? 0 : seen;
+	entry->generation = seen;
 	entry->definition = definition;
 	return definition;
 }
@@ -180,7 +182,8 @@ es_check_category(const text *category)
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("category \"%s\" must not contain \"-\"",
 						text_to_cstring(category)),
-				 errdetail("A stream is named category-id; its category ends at the first \"-\".")));
+				 errdetail("A stream is named category-id; its category ends at the first \"-\"."),
+				 errhint("Use \"_\" in its place.")));
 }
 
 /*
@@ -207,7 +210,9 @@ es_check_function(const char *role, Oid function, Oid argument, Oid rettype,
 	if (!HeapTupleIsValid(tuple))
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_FUNCTION),
-				 errmsg("function with OID %u does not exist", function)));
+				 errmsg("function with OID %u does not exist", function),
+				 errdetail("It is %s.", OidIsValid(function) ? "a number that stands for none" : "-, which stands for none"),
+				 errhint("Name the function with its argument types, as in 'f(jsonb, es.command)'.")));
 	proc = (Form_pg_proc) GETSTRUCT(tuple);
 	if (proc->pronargs != 2 || proc->proargtypes.values[0] != JSONBOID ||
 		proc->proargtypes.values[1] != argument || proc->prorettype != rettype ||

@@ -84,7 +84,7 @@ es_submitters_load(EsSubmitters *submitters, const char *command)
 
 	submitters->append = own_function("es_append");
 	es_spi_begin(&spi);
-	submitters->nroles = es_run(&select_roles, &key, NULL);
+	submitters->nroles = es_run_latest(&select_roles, &key, NULL);
 	submitters->roles = MemoryContextAlloc(context,
 										   sizeof(Oid) * Max(submitters->nroles, 1));
 	for (int i = 0; i < submitters->nroles; i++)
@@ -110,6 +110,7 @@ es_check_may_submit(const EsSubmitters *submitters, const char *command)
 	ereport(ERROR,
 			(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
 			 errmsg("permission denied for command \"%s\"", command),
+			 errdetail("It is neither yours nor granted to a role whose rights you have."),
 			 errhint("An administrator of the log can allow it with es_grant_command(), or all commands with es_grant(..., 'writer').")));
 }
 
@@ -124,7 +125,9 @@ role_argument(FunctionCallInfo fcinfo, int arg)
 	if (!SearchSysCacheExists1(AUTHOID, ObjectIdGetDatum(role)))
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_OBJECT),
-				 errmsg("role with OID %u does not exist", role)));
+				 errmsg("role with OID %u does not exist", role),
+				 errdetail("It is %s.", OidIsValid(role) ? "a number that stands for none" : "-, which stands for none"),
+				 errhint("Give the name of a role.")));
 	return role;
 }
 
@@ -143,6 +146,7 @@ change_grant(FunctionCallInfo fcinfo, EsStatement *statement)
 		ereport(ERROR,
 				(errcode(ERRCODE_ES_UNKNOWN_COMMAND),
 				 errmsg("command \"%s\" does not exist", TextDatumGetCString(values[0])),
+				 errdetail("It is not defined in this database."),
 				 errhint("See es_commands for what there is.")));
 	(void) es_run(statement, values, NULL);
 	CacheInvalidateRelcacheByRelid(es_catalog()->command_type);

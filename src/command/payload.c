@@ -184,6 +184,7 @@ learn(const char *command, EsPayloadType *type)
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_OBJECT),
 				 errmsg("the payload type of command \"%s\" does not exist", command),
+				 errdetail("It was dropped."),
 				 errhint("Drop the command and create it again with another type.")));
 	if (is_current(type))
 		return type->composites;

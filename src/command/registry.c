@@ -81,7 +81,7 @@ load(const char *name)
 	EsSpi		spi;
 
 	es_spi_begin(&spi);
-	if (es_run(&select_type, &key, NULL) == 1)
+	if (es_run_latest(&select_type, &key, NULL) == 1)
 	{
 		bool		isnull;
 		bool		creates = DatumGetBool(es_spi_value(0, 5, &isnull));
@@ -138,6 +138,7 @@ check_payload_type(Oid type)
 		ereport(ERROR,
 				(errcode(ERRCODE_WRONG_OBJECT_TYPE),
 				 errmsg("type %s is not a composite type", format_type_be(type)),
+				 errdetail("A payload is an object, whose keys are the attributes of its type."),
 				 errhint("CREATE TYPE ... AS (...) with an attribute for each key of the payload.")));
 	if (!es_may_use_type(type))
 		aclcheck_error_type(ACLCHECK_NO_PRIV, type);
@@ -154,6 +155,7 @@ check_outcome(FunctionCallInfo fcinfo)
 				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
 				 errmsg("command \"%s\" needs an event_type",
 						text_to_cstring(PG_GETARG_TEXT_PP(ARG_NAME))),
+				 errdetail("Neither event_type nor decide says what it becomes."),
 				 errhint("Name the event that the command becomes, for example ORDER_CREATED.")));
 	if (!PG_ARGISNULL(ARG_DECIDE) && !PG_ARGISNULL(ARG_EVENT_TYPE))
 		ereport(ERROR,
@@ -225,6 +227,7 @@ es_create_command(PG_FUNCTION_ARGS)
 				(errcode(ERRCODE_DUPLICATE_OBJECT),
 				 errmsg("command \"%s\" already exists",
 						text_to_cstring(PG_GETARG_TEXT_PP(ARG_NAME))),
+				 errdetail("A name stands for one command in a database."),
 				 errhint("Drop it first with es_drop_command().")));
 	es_spi_end(&spi);
 	CacheInvalidateRelcacheByRelid(es_catalog()->command_type);
@@ -250,11 +253,14 @@ es_drop_command(PG_FUNCTION_ARGS)
 		ereport(ERROR,
 				(errcode(ERRCODE_ES_UNKNOWN_COMMAND),
 				 errmsg("command \"%s\" does not exist", TextDatumGetCString(key)),
+				 errdetail("It is not defined in this database."),
 				 errhint("See es_commands for what there is.")));
 	if (!has_privs_of_role(user, DatumGetObjectId(es_spi_value(0, 1, &isnull))))
 		ereport(ERROR,
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-				 errmsg("must be owner of command \"%s\"", TextDatumGetCString(key))));
+				 errmsg("must be owner of command \"%s\"", TextDatumGetCString(key)),
+				 errdetail("Its owner is whoever created it."),
+				 errhint("See es_commands for the owner, and SET ROLE to it.")));
 	(void) es_run(&delete_type, &key, NULL);
 	es_spi_end(&spi);
 	CacheInvalidateRelcacheByRelid(es_catalog()->command_type);

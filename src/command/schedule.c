@@ -8,8 +8,8 @@
  *		pending -> (gone)		submitted: its events and the deletion of the
  *								row are one transaction, so exactly once
  *		pending -> pending		an attempt failed; next_at is put off
- *		pending -> failed		rejected (ES002), or failed too often: next_at
- *								is NULL, the row stays to be seen
+ *		pending -> failed		rejected (ES002), or failed too often (timer.c):
+ *								next_at is NULL, the row stays to be seen
  *		pending, failed -> (gone)	es_cancel()
  *
  * The scheduler, a superuser, only looks who has something due.  The command
@@ -28,7 +28,6 @@
 #include "es.h"
 #include "executor/spi.h"
 #include "fmgr.h"
-#include "guc.h"
 #include "miscadmin.h"
 #include "store/append.h"
 #include "store/functions.h"
@@ -100,11 +99,14 @@ due_argument(FunctionCallInfo fcinfo)
 		ereport(ERROR,
 				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
 				 errmsg("the time of a scheduled command must not be null"),
+				 errdetail("It is NULL."),
 				 errhint("To submit it at once use es_submit().")));
 	if (TIMESTAMP_NOT_FINITE(PG_GETARG_TIMESTAMPTZ(ARG_DUE)))
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("the time of a scheduled command must be finite")));
+				 errmsg("the time of a scheduled command must be finite"),
+				 errdetail("It is infinite, so that the command would be submitted at once or never."),
+				 errhint("Give the time when it is due.")));
 	return PG_GETARG_DATUM(ARG_DUE);
 }
 
@@ -144,6 +146,7 @@ check_same(Datum *insert)
 			(errcode(ERRCODE_UNIQUE_VIOLATION),
 			 errmsg("command id %s was used for another scheduled command",
 					DatumGetCString(DirectFunctionCall1(uuid_out, insert[0]))),
+			 errdetail("That waits with another name, aggregate, payload or owner."),
 			 errhint("Give every command an id of its own, and repeat it only to retry the same command.")));
 }
 
@@ -216,7 +219,9 @@ es_cancel(PG_FUNCTION_ARGS)
 		ereport(ERROR,
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
 				 errmsg("must be owner of scheduled command %s",
-						DatumGetCString(DirectFunctionCall1(uuid_out, id)))));
+						DatumGetCString(DirectFunctionCall1(uuid_out, id))),
+				 errdetail("Its owner is the role that scheduled it."),
+				 errhint("SET ROLE to that role, or let a member of it cancel the command.")));
 	if (found)
 		(void) es_run(&delete_schedule, &id, NULL);
 	es_spi_end(&spi);
@@ -354,13 +359,12 @@ es_timer_submit(const EsTimer *timer)
 
 /*
  * An attempt failed, and its transaction is aborted: put the next one off, or
- * give up, where the command was rejected or has failed too often.
+ * give up if it was the final one.
  */
 void
-es_timer_failed(const EsTimer *timer, const ErrorData *error, TimestampTz retry_at)
+es_timer_failed(const EsTimer *timer, const ErrorData *error, bool final,
+				TimestampTz retry_at)
 {
-	bool		final = error->sqlerrcode == ERRCODE_ES_COMMAND_REJECTED ||
-		timer->attempts + 1 >= es_schedule_attempts;
 	Datum		values[5];
 	char		nulls[] = "     ";
 	EsSpi		spi;

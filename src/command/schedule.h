@@ -29,6 +29,6 @@ extern TimestampTz es_timer_next(Oid owner);
 extern EsTimer *es_timer_take(Oid owner);
 extern void es_timer_submit(const EsTimer *timer);
 extern void es_timer_failed(const EsTimer *timer, const ErrorData *error,
-							TimestampTz retry_at);
+							bool final, TimestampTz retry_at);
 
 #endif							/* ES_COMMAND_SCHEDULE_H */

@@ -485,7 +485,8 @@ check_may_read(void)
 		ereport(ERROR,
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
 				 errmsg("es_state() cannot be used under row security"),
-				 errdetail("A state folded from only some of the events would be wrong.")));
+				 errdetail("A state folded from only some of the events would be wrong."),
+				 errhint("Call it as a role that sees all events.")));
 }
 
 /*
@@ -560,6 +561,7 @@ es_state(PG_FUNCTION_ARGS)
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_OBJECT),
 				 errmsg("category \"%s\" has no aggregate", text_to_cstring(category)),
+				 errdetail("None is defined in this database."),
 				 errhint("See es_aggregates for what there is, and es_create_aggregate() to define it.")));
 	check_may_read();
 
@@ -572,7 +574,8 @@ es_state(PG_FUNCTION_ARGS)
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("stream \"%s\" has no version " INT64_FORMAT,
 						text_to_cstring(f.stream), limit),
-				 errdetail("Its newest version is " INT64_FORMAT ".", version)));
+				 errdetail("Its newest version is " INT64_FORMAT ".", version),
+				 errhint("Leave at_version out for the newest.")));
 	run_fold(&state, f.stream, version, f.snapshot, false, false);
 	PG_RETURN_JSONB_P(state.state);
 }

@@ -15,10 +15,11 @@
  * subtransaction, and made again with all those streams locked in order, as far
  * as they are known by then.  So commands that write to streams of each other
  * wait for each other and do not run into deadlocks.  Where one happens none
- * the less, by locks that deciders take themselves (es_lock_matching()), the
- * decision is made again with the whole log locked first.  Where a decider
- * locks a query of types alone, which locks the log, all further decisions on
- * its command in this session begin with that.
+ * the less, by locks that deciders take themselves (es_lock_matching()) or by
+ * those of the tags that they decided on, the decision is made again with the
+ * whole log locked first.  Where a decider locks a query of types alone, which
+ * locks the log, all further decisions on its command in this session begin
+ * with that.  A validator can take such locks, too, so all this holds for it.
  *-------------------------------------------------------------------------
  */
 #include "postgres.h"
@@ -137,17 +138,14 @@ check_stream(const EsSubmission *s)
  * Without a decider the command is the event.
  */
 static void
-decide_plainly(EsSubmission *s, text *name, EsState *state, EsDecision *d)
+decide_plainly(const EsSubmission *s, EsDecision *d)
 {
-	es_stream_open(&s->stream, name);
-	check_stream(s);
-	if (OidIsValid(s->type->validate))
-		es_validate(s, state_of(s, state));
 	d->nevents = 1;
 	d->events = palloc0(sizeof(EsEvent));
 	d->events->type = s->type->event_type;
 	d->events->payload = s->payload;
 	d->events->metadata = s->metadata;
+	d->streams = palloc0(sizeof(text *));
 }
 
 /*
@@ -189,7 +187,8 @@ open_others(EsSubmission *s, const EsStreams *open, EsDecision *d, bool wait)
 }
 
 /*
- * Lock streams, among them the command's own, and decide.
+ * Lock streams, among them the command's own, decide, and lock what the events
+ * need further.
  */
 static Attempt
 attempt(EsSubmission *s, text *name, EsStreams *open, EsState *state,
@@ -203,8 +202,14 @@ attempt(EsSubmission *s, text *name, EsStreams *open, EsState *state,
 	decided_on = state_of(s, state);
 	if (OidIsValid(s->type->validate))
 		es_validate(s, decided_on);
-	es_decide(s, decided_on, d);
-	return open_others(s, open, d, wait) ? DECIDED : MORE_STREAMS;
+	if (OidIsValid(s->type->decide))
+		es_decide(s, decided_on, d);
+	else
+		decide_plainly(s, d);
+	if (!open_others(s, open, d, wait))
+		return MORE_STREAMS;
+	es_events_lock_tags(d->events, d->nevents);
+	return DECIDED;
 }
 
 /*
@@ -265,7 +270,8 @@ more_streams(const EsStreams *open, const EsDecision *d, int *n)
 }
 
 /*
- * Let the decider decide, with every stream that it writes to locked.
+ * Let the validator and the decider decide, with every stream that is written
+ * to locked.
  */
 static void
 decide(EsSubmission *s, text *name, EsState *state, EsDecision *d)
@@ -314,10 +320,14 @@ submit(EsSubmission *s, EsOutcome *outcome)
 	if (s->type->payload_type)
 		es_check_payload(s->type->name, s->type->payload_type, s->payload);
 
-	if (OidIsValid(s->type->decide))
+	if (OidIsValid(s->type->decide) || OidIsValid(s->type->validate))
 		decide(s, name, &state, &d);
 	else
-		decide_plainly(s, name, &state, &d);
+	{
+		es_stream_open(&s->stream, name);
+		check_stream(s);
+		decide_plainly(s, &d);
+	}
 
 	if (d.nevents > 0)
 		outcome->position = es_stream_append(&s->stream, d.events, d.nevents) + d.nevents - 1;

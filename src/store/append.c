@@ -572,6 +572,18 @@ es_events_tag_locks(EsTagLocks *list, const EsEvent *events, int nevents)
 }
 
 /*
+ * Lock the tags of events, as es_stream_append() does.
+ */
+void
+es_events_lock_tags(const EsEvent *events, int nevents)
+{
+	EsTagLocks	locks = {0};
+
+	es_events_tag_locks(&locks, events, nevents);
+	es_tag_locks_take(&locks);
+}
+
+/*
  * Append events to an open stream, or those that name one to theirs, at the
  * next versions, and return the first of their consecutive positions.
  */
@@ -579,12 +591,10 @@ int64
 es_stream_append(EsStream *stream, EsEvent *events, int nevents)
 {
 	int64		first;
-	EsTagLocks	locks = {0};
 
 	Assert(nevents > 0);
 	es_events_check(events, nevents);
-	es_events_tag_locks(&locks, events, nevents);
-	es_tag_locks_take(&locks);
+	es_events_lock_tags(events, nevents);
 	es_identity_establish();
 	first = es_take_positions(nevents);
 	ES_FAULT("append.positions");

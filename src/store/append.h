@@ -64,6 +64,7 @@ extern void es_stream_expect(const EsStream *stream, int64 expected_version);
 extern void es_events_check(EsEvent *events, int nevents);
 extern void es_events_tag_locks(EsTagLocks *list, const EsEvent *events,
 								int nevents);
+extern void es_events_lock_tags(const EsEvent *events, int nevents);
 extern int64 es_stream_append(EsStream *stream, EsEvent *events, int nevents);
 
 /*

@@ -31,7 +31,8 @@
  * That one tag of an item suffices keeps the number of locks small; that it is
  * the same for everybody keeps deadlocks away.  Two appenders whose conditions
  * cannot match each other's events share no lock but by a collision of hashes,
- * or where an item has types alone.
+ * or where an item has types alone, or has several tags of which the events have
+ * the one that is locked.
  *
  * A client decides on what es_read_matching() returned.  That reads up to the
  * settled position, so every event that it did not return stands behind the

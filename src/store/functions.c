@@ -348,7 +348,9 @@ es_append_batch(PG_FUNCTION_ARGS)
 	if (PG_ARGISNULL(1))
 		ereport(ERROR,
 				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
-				 errmsg("the events must not be null")));
+				 errmsg("the events must not be null"),
+				 errdetail("They are NULL."),
+				 errhint("Give an array of at least one event.")));
 	events = es_events_from_json(PG_GETARG_JSONB_P(1), &nevents, NULL);
 
 	request.id = es_command_id_argument(fcinfo, 3);

@@ -63,6 +63,7 @@ es_lock_log(void)
 		ereport(ERROR,
 				(errcode(ERRCODE_T_R_DEADLOCK_DETECTED),
 				 errmsg("could not lock the log for a decision that began without the lock"),
+				 errdetail("Somebody else appends, and waiting with what is locked already could end in a deadlock."),
 				 errhint("Retry the transaction.")));
 	}
 	LockRelationOid(event, ShareRowExclusiveLock);
@@ -81,6 +82,23 @@ es_log_was_refused(void)
 	return refused;
 }
 
+static void
+set_tag(LOCKTAG *tag, Oid class, uint64 key)
+{
+	SET_LOCKTAG_OBJECT(*tag, MyDatabaseId, class, (uint32) key,
+					   (uint16) (key >> 32));
+}
+
+/*
+ * Whether the transaction has a lock, or the stronger one of the same key.
+ */
+static bool
+is_held(const LOCKTAG *tag, LOCKMODE mode)
+{
+	return es_lock_held(tag, mode) ||
+		(mode == ShareLock && es_lock_held(tag, ExclusiveLock));
+}
+
 /*
  * Take one lock, or the one that stands for all.  False where it would have to
  * wait and must not.
@@ -91,9 +109,8 @@ take(Oid class, uint64 key, LOCKMODE mode, bool wait)
 	LOCKTAG		tag;
 	LockAcquireResult result;
 
-	SET_LOCKTAG_OBJECT(tag, MyDatabaseId, class, (uint32) key,
-					   (uint16) (key >> 32));
-	if (es_held(&held) >= es_max_stream_locks && !es_lock_held(&tag, mode))
+	set_tag(&tag, class, key);
+	if (es_held(&held) >= es_max_stream_locks && !is_held(&tag, mode))
 	{
 		if (!wait)
 			return ConditionalLockRelationOid(es_catalog()->event,
@@ -162,6 +179,24 @@ compare_locks(const void *a, const void *b)
 }
 
 /*
+ * How many locks of a list the transaction does not hold yet.
+ */
+static int
+missing(const EsTagLocks *list)
+{
+	int			n = 0;
+
+	for (int i = 0; i < list->n; i++)
+	{
+		LOCKTAG		tag;
+
+		set_tag(&tag, es_catalog()->tag, list->locks[i].key);
+		n += !is_held(&tag, list->locks[i].mode);
+	}
+	return n;
+}
+
+/*
  * Take the locks of a list, each key once in the strongest mode asked for.
  * More than may be held are not even begun with.  The caller has es.event
  * locked in ROW EXCLUSIVE mode.
@@ -178,7 +213,8 @@ es_tag_locks_take(EsTagLocks *list)
 		if (n == 0 || list->locks[n - 1].key != list->locks[i].key)
 			list->locks[n++] = list->locks[i];
 	list->n = n;
-	if (es_held(&held) + n > es_max_stream_locks)
+	if (es_held(&held) + n > es_max_stream_locks &&
+		es_held(&held) + missing(list) > es_max_stream_locks)
 	{
 		es_lock_log();
 		return;

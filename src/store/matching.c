@@ -221,6 +221,7 @@ query_argument(FunctionCallInfo fcinfo, int arg)
 		ereport(ERROR,
 				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
 				 errmsg("the query must not be null"),
+				 errdetail("It is NULL."),
 				 errhint("To read the whole log use es_read().")));
 	return es_query_from_json(PG_GETARG_JSONB_P(arg));
 }
@@ -234,7 +235,8 @@ after_argument(FunctionCallInfo fcinfo, int arg)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("\"after\" must be a position, or 0 for the whole log"),
-				 errdetail("It is " INT64_FORMAT ".", PG_GETARG_INT64(arg))));
+				 errdetail("It is " INT64_FORMAT ".", PG_GETARG_INT64(arg)),
+				 errhint("Give what es_read_to() returned, or the position of an event.")));
 	return PG_GETARG_INT64(arg);
 }
 
@@ -362,7 +364,9 @@ es_append_if(PG_FUNCTION_ARGS)
 	if (PG_ARGISNULL(0))
 		ereport(ERROR,
 				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
-				 errmsg("the events must not be null")));
+				 errmsg("the events must not be null"),
+				 errdetail("They are NULL."),
+				 errhint("Give an array of at least one event.")));
 	events = es_events_from_json(PG_GETARG_JSONB_P(0), &nevents, &names);
 
 	request.id = es_command_id_argument(fcinfo, 3);

@@ -6,6 +6,10 @@
  * transaction, with the row that it came from; they are committed as durably
  * as a client's would be, since events are announced that they append.
  *
+ * The role's projections are served by the same process.  So a command that
+ * cannot have a lock is put off, and of many that are due, as after a downtime,
+ * only some are submitted before the projections have their turn.
+ *
  * A process that serves timers alone stays for a while after the last one, so
  * that it is not started anew for each of several.
  *-------------------------------------------------------------------------
@@ -17,9 +21,11 @@
 #include "command/schedule.h"
 #include "es.h"
 #include "fault.h"
+#include "guc.h"
 #include "miscadmin.h"
 #include "pgstat.h"
 #include "projection/poison.h"
+#include "storage/proc.h"
 #include "store/watermark.h"
 #include "utils/guc.h"
 #include "utils/snapmgr.h"
@@ -32,6 +38,13 @@
 
 /* How long to leave a command to who has it locked. */
 #define BUSY_MS			1000
+
+/*
+ * How long a command may wait for a lock, such as that of its stream, and how
+ * long commands are submitted at a stretch: the role's projections wait.
+ */
+#define LOCK_TIMEOUT_MS	2000
+#define STRETCH_MS		200
 
 /*
  * What this process knows of its role's timers; changed by this file alone.
@@ -64,6 +77,23 @@ commit(MemoryContext context)
 }
 
 /*
+ * Let the transaction wait for locks no longer than it should, or than the role
+ * wants.
+ */
+static void
+limit_waits(void)
+{
+	char		timeout[32];
+
+	if (LockTimeout > 0 && LockTimeout <= LOCK_TIMEOUT_MS)
+		return;
+	snprintf(timeout, sizeof(timeout), "%d", LOCK_TIMEOUT_MS);
+	(void) set_config_option("lock_timeout", timeout,
+							 PGC_USERSET, PGC_S_SESSION,
+							 GUC_ACTION_LOCAL, true, 0, false);
+}
+
+/*
  * Submit the command that has been due for longest.  False where there is
  * none.  "timer" is set before user code runs.
  */
@@ -73,6 +103,7 @@ submit_one(Oid owner, MemoryContext context, EsTimer *volatile *timer)
 	MemoryContext old;
 
 	begin_transaction();
+	limit_waits();
 	old = MemoryContextSwitchTo(context);
 	*timer = es_timer_take(owner);
 	MemoryContextSwitchTo(old);
@@ -88,6 +119,19 @@ submit_one(Oid owner, MemoryContext context, EsTimer *volatile *timer)
 	if (*timer)
 		ES_FAULT("timer.committed");
 	return *timer != NULL;
+}
+
+/*
+ * Whether a command that failed is not tried again: it was rejected, or has
+ * failed too often and not for what may pass by itself.
+ */
+static bool
+is_final(const EsTimer *timer, const ErrorData *error)
+{
+	if (error->sqlerrcode == ERRCODE_ES_COMMAND_REJECTED)
+		return true;
+	return timer->attempts + 1 >= es_schedule_attempts &&
+		!es_error_is_transient(error->sqlerrcode);
 }
 
 /*
@@ -120,7 +164,7 @@ submit_safely(Oid owner, MemoryContext context)
 	if (error)
 	{
 		begin_transaction();
-		es_timer_failed(timer, error,
+		es_timer_failed(timer, error, is_final(timer, error),
 						es_retry_time(GetCurrentTimestamp(), timer->attempts + 1));
 		commit(context);
 	}
@@ -146,14 +190,17 @@ look(Oid owner, MemoryContext context)
 }
 
 /*
- * Submit what is due for a role.  Cheap where nothing is.  What is palloc'd
- * goes into the context, which the caller resets.
+ * Submit what is due for a role, for a while.  Cheap where nothing is.  What is
+ * palloc'd goes into the context, which the caller resets.
  */
 void
 es_timers_run(Oid owner, MemoryContext context)
 {
+	TimestampTz until = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), STRETCH_MS);
+
 	look(owner, context);
-	while (state.next <= GetCurrentTimestamp() && !es_worker_should_stop())
+	while (state.next <= GetCurrentTimestamp() &&
+		   GetCurrentTimestamp() < until && !es_worker_should_stop())
 	{
 		CHECK_FOR_INTERRUPTS();
 		state.served_at = GetCurrentTimestamp();

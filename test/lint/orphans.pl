@@ -22,11 +22,12 @@ my %taken = (
 	'test/t' => qr/\.pl$/,
 	'test/lint' => qr/\.pl$/,
 	'test/clients' => qr/\.(c|h|js)$/,
+	'test/functions' => qr/\.c$/,
 	'test/perl' => qr/\.pm$/,
 	'expected' => qr/\.out$/,
 	'demo' => qr/^(\d\d-[\w-]+\.sql|expected|run|play|epilogue)$/,
 	'demo/expected' => qr/\.out$/,
-	'test' => qr/^(checks|fuzz|valgrind\.supp|sql|clients|isolation|pgtap|t|lint|perl|run|setup|cluster|lib\.sh)$/);
+	'test' => qr/^(checks|fuzz|valgrind\.supp|sql|clients|functions|isolation|pgtap|t|lint|perl|run|setup|cluster|lib\.sh)$/);
 
 foreach my $directory (sort keys %taken)
 {

@@ -205,6 +205,38 @@ SELECT es_drop_aggregate('tally');
 SELECT count(*) FROM es.snapshot WHERE stream = 'tally-1';
 SELECT es_create_aggregate('tally', 'tally_evolve(jsonb, es.event)', '{"n": 1}');
 SELECT es_state('tally-1', 10000);
+-- What makes it another function: a body in SQL's own form, too, and settings; not
+-- what does not change the result.  A snapshot that is used can be told, by what is
+-- wrong with it.
+CREATE FUNCTION kept_step() RETURNS integer LANGUAGE sql IMMUTABLE RETURN 1;
+CREATE FUNCTION kept_evolve(state jsonb, event es.event) RETURNS jsonb
+	LANGUAGE sql IMMUTABLE RETURN jsonb_build_object('n', (state->>'n')::integer + kept_step());
+SELECT es_create_aggregate('kept', 'kept_evolve(jsonb, es.event)', '{"n": 0}', 5);
+SELECT es_create_command('KEEP', 'kept', decide => 'tally_decide(jsonb, es.command)');
+SELECT sum(events) FROM generate_series(1, 12) i, es_submit('KEEP', '1', jsonb_build_object('seed', i, 'n', 1));
+UPDATE es.snapshot SET state = '{"n": 1000}' WHERE stream = 'kept-1';
+SELECT es_state('kept-1') AS used;
+ALTER FUNCTION kept_evolve COST 1000;
+SELECT es_state('kept-1') AS used;
+ALTER FUNCTION kept_evolve SET extra_float_digits = 0;
+SELECT es_state('kept-1') AS unused;
+ALTER FUNCTION kept_evolve RESET extra_float_digits;
+SELECT es_state('kept-1') AS used;
+-- A function that it calls is not looked at, until the snapshots are dropped.  What
+-- a session has kept to decide on is forgotten at once.
+CREATE OR REPLACE FUNCTION kept_step() RETURNS integer LANGUAGE sql IMMUTABLE RETURN 3;
+SELECT es_state('kept-1') AS used;
+SELECT es_drop_snapshots('kept');
+SELECT es_state('kept-1') AS unused;
+SELECT events FROM es_submit('KEEP', '1', '{"seed": 1, "n": 10}');
+SELECT payload->'seen' FROM es.event WHERE stream = 'kept-1' AND version = 13;
+UPDATE es.snapshot SET state = '{"n": 1000}' WHERE stream = 'kept-1';
+SELECT es_state('kept-1') AS used;
+CREATE OR REPLACE FUNCTION kept_evolve(state jsonb, event es.event) RETURNS jsonb
+	LANGUAGE sql IMMUTABLE RETURN jsonb_build_object('n', (state->>'n')::integer + 2);
+SELECT es_state('kept-1') AS unused;
+SELECT events FROM es_submit('KEEP', '1', '{"seed": 2, "n": 1}');
+SELECT payload->'seen' FROM es.event WHERE stream = 'kept-1' AND version = 23;
 -- Whoever may change the log itself changes the states with it.
 SELECT es_submit('COUNT', '2', '{"seed": 1, "n": 250}') IS NOT NULL;
 SELECT count(*) FROM es.snapshot WHERE stream = 'tally-2';
@@ -348,14 +380,15 @@ RESET ROLE;
 
 SELECT count(es_drop_aggregate(category)::text) FROM es_aggregates;
 SELECT count(es_drop_command(name)::text) FROM es_commands
- WHERE category IN ('account', 'tally', 'bad', 'door');
+ WHERE category IN ('account', 'tally', 'kept', 'bad', 'door');
 DROP FUNCTION account_evolve, account_withdraw, account_deposit, tally_evolve, tally_decide,
+	kept_evolve, kept_step,
 	bad_evolve, bad_decide, wrong_evolve, wrong_decide, door_decide,
 	aggregates_try, aggregates_bad;
 DROP TABLE pg_temp.closed, public.closed;
 DROP OWNED BY regress_es_teller;
 DROP ROLE regress_es_teller;
 DELETE FROM es.tag WHERE "position" IN (SELECT "position" FROM es.event
-	WHERE category IN ('account', 'tally', 'bad', 'door'));
-DELETE FROM es.event WHERE category IN ('account', 'tally', 'bad', 'door');
+	WHERE category IN ('account', 'tally', 'kept', 'bad', 'door'));
+DELETE FROM es.event WHERE category IN ('account', 'tally', 'kept', 'bad', 'door');
 DELETE FROM es.command_log WHERE command = 'WITHDRAW';

@@ -128,6 +128,15 @@ SELECT count(*) <= 11, bool_or(relation = 'es.event'::regclass AND mode = 'Share
  WHERE pid = pg_backend_pid() AND (classid IN ('es.tag'::regclass, 'es.event'::regclass)
 	   OR mode = 'ShareRowExclusiveLock');
 COMMIT;
+-- Those that it has are not counted twice.
+BEGIN;
+SELECT events_appended FROM es_append_if(
+	'[{"stream": "many-1", "type": "T", "tags": ["many:a", "many:b", "many:c", "many:d"]}]',
+	'{"items": [{"tags": ["many:a"]}]}');
+SELECT count(*), bool_or(mode = 'ShareRowExclusiveLock') FROM pg_locks
+ WHERE pid = pg_backend_pid() AND (classid IN ('es.tag'::regclass, 'es.event'::regclass)
+	   OR mode = 'ShareRowExclusiveLock');
+COMMIT;
 RESET es.max_stream_locks;
 
 --

@@ -182,6 +182,7 @@ CREATE ROLE regress_es_clerks;
 CREATE ROLE regress_es_clerk IN ROLE regress_es_clerks;
 CREATE ROLE regress_es_intern NOINHERIT IN ROLE regress_es_clerks;
 SELECT es_grant_command('regress_es_clerks', 'OPEN');
+SELECT granted_to FROM es_commands WHERE name = 'OPEN';
 SELECT es_grant_command('regress_es_clerks', 'NO SUCH');
 SELECT es_grant_command('-', 'OPEN');
 SELECT es_grant_command('4294967290', 'OPEN');

@@ -119,6 +119,32 @@ await(q{SELECT count(*) = 1 FROM es_schedules WHERE status = 'failed' AND last_e
 sql(q{SELECT es_cancel(id) FROM es_schedules});
 
 #
+# A stream that somebody keeps locked holds up its own command alone, neither
+# other commands nor the projections of the role, and the command waits for as
+# long as it takes.
+#
+my $keeper = $node->background_psql('postgres', on_error_stop => 1);
+$keeper->query_safe(q{BEGIN; SELECT version FROM es_append('order-40', 'KEPT')});
+sql(q{
+	GRANT CREATE ON SCHEMA public TO clerk;
+	SELECT es_grant('clerk', 'projector'), es_grant('clerk', 'reader')});
+as_clerk(q{
+	CREATE TABLE reminded (stream text);
+	SELECT es_create_projection('reminded', 'INSERT INTO reminded SELECT stream FROM es_batch',
+								types => '{REMINDED}', start_after => es_settled());
+	SELECT es_schedule('REMIND', '40', '{"n": 1}', '2020-01-01');
+	SELECT es_schedule('REMIND', '41', '{"n": 1}', '2020-01-02')});
+await(q{SELECT count(*) = 1 FROM es.event WHERE stream = 'order-41'}, 'a command goes on beside one that waits for a lock');
+await(q{SELECT last_error_sqlstate = '55P03' AND attempts >= 2 AND status = 'retrying' FROM es_schedules},
+	'which is put off, however often');
+$keeper->query_safe('COMMIT');
+$keeper->quit;
+await(q{SELECT count(*) = 0 FROM es_schedules}, 'until the lock is free');
+is(sql(q{SELECT string_agg(type, ' ' ORDER BY version) FROM es_stream('order-40')}), 'KEPT REMINDED',
+	'and is submitted once');
+await(q{SELECT count(*) = 2 FROM reminded}, 'the projections of the role have their turn');
+
+#
 # Downtime
 #
 as_clerk(q{SELECT es_schedule('REMIND', '5', '{"n": 1}', clock_timestamp() + interval '1 s')});
@@ -127,6 +153,30 @@ sleep 2;
 $node->start;
 await(q{SELECT count(*) = 1 FROM es.event WHERE stream = 'order-5'},
 	'what became due while the server was down is submitted when it is up');
+
+# An hour of it, as the workers find it: what became due in that hour waits, one
+# command every 6 seconds, and there is what comes later.  The clock cannot be
+# set, so nobody submits (es.workers = off) what is due in the past.
+$node->append_conf('postgresql.conf', 'es.workers = off');
+$node->restart;
+as_clerk(q{
+	SELECT count(es_schedule('REMIND', '30', jsonb_build_object('hour', i),
+				clock_timestamp() - i * interval '6 s')) FROM generate_series(1, 600) i;
+	SELECT es_schedule('REMIND', '31', '{"n": 1}', clock_timestamp() + interval '1 day',
+					   '00000000-0000-0000-0000-000000000031')});
+is(sql(q{SELECT count(*) FROM es_schedules WHERE due < now()}), 600, 'an hour passed without workers');
+$node->append_conf('postgresql.conf', 'es.workers = on');
+$node->restart;
+$node->poll_query_until('postgres', q{SELECT count(*) >= 100 FROM es_stream('order-30')});
+$node->crash;
+$node->start;
+await(q{SELECT count(*) = 1 FROM es_schedules}, 'what became due in an hour of downtime is submitted, crash or not');
+is(sql(q{
+	SELECT count(*), count(DISTINCT payload->>'hour'),
+		   bool_and((payload->>'hour')::int = 601 - version) FROM es_stream('order-30')}),
+	'600|600|t', 'each once, in the order in which they were due');
+is(sql(q{SELECT count(*) FROM es_stream('order-31')}), 0, 'and nothing before it is due');
+as_clerk(q{SELECT es_cancel('00000000-0000-0000-0000-000000000031')});
 
 #
 # Exactly once, through crashes in the middle
@@ -173,9 +223,24 @@ as_clerk(q{
 });
 ok(sql(q{SELECT count(*) FROM es.command_log}) > 2500, 'command ids are kept');
 sleep 1;
+my $kept = sql(q{
+	SET es.allow_destructive = on;
+	CREATE TABLE step (n bigint);
+	CREATE FUNCTION note_step() RETURNS trigger LANGUAGE plpgsql AS $$
+	BEGIN
+		INSERT INTO public.step SELECT count(*) FROM old HAVING count(*) > 0;
+		RETURN NULL;
+	END
+	$$;
+	CREATE TRIGGER note_step AFTER DELETE ON es.command_log REFERENCING OLD TABLE AS old
+		FOR EACH STATEMENT EXECUTE FUNCTION note_step();
+	SELECT count(*) FROM es.command_log});
 $node->append_conf('postgresql.conf', "es.command_retention = '1s'");
 $node->reload;
-await(q{SELECT count(*) = 0 FROM es.command_log}, 'and forgotten after es.command_retention, in steps');
+await(q{SELECT count(*) = 0 FROM es.command_log}, 'and forgotten after es.command_retention');
+is(sql(q{SELECT sum(n), max(n) <= 1000, count(*) >= 3 FROM step}), "$kept|t|t",
+	'in steps that are small, each a transaction of its own');
+sql('SET es.allow_destructive = on; DROP TRIGGER note_step ON es.command_log');
 $node->append_conf('postgresql.conf', "es.command_retention = 0");
 $node->reload;
 as_clerk(q{SELECT es_append('bulk-1', 'X', command_id => gen_random_uuid())});
