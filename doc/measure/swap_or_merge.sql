@@ -24,7 +24,8 @@ SELECT es_create_projection('balances', $$
 	INSERT INTO balance
 	SELECT stream, sum((payload->>'amount')::int), count(*) FROM es_batch GROUP BY stream
 	ON CONFLICT (account) DO UPDATE SET
-		amount = balance.amount + excluded.amount, movements = balance.movements + excluded.movements
+		amount = balance.amount + excluded.amount,
+		movements = balance.movements + excluded.movements
 	$$, tables => '{balance}');
 SELECT es_wait('balances', es_settled(), '10 min');
 INSERT INTO remark SELECT account FROM balance;
@@ -79,6 +80,6 @@ SELECT 'swap', NULL, NULL, round(EXTRACT(epoch FROM :'unlocked'::timestamptz - :
 
 \o
 \pset null ''
-SELECT way, differ AS "% that differ", written AS "rows written", seconds, locked_out AS "readers locked out",
-	   wal AS "WAL, with the shadow's"
+SELECT way, differ AS "% that differ", written AS "rows written", seconds,
+	   locked_out AS "readers locked out", wal AS "WAL, with the shadow's"
   FROM result;
