@@ -100,6 +100,7 @@ SELECT "position" - :base AS "position", stream, version, status, deliveries, er
   FROM es_dead_deliveries WHERE subscription = 'fsub' ORDER BY 1;
 SELECT "position" - :base AS "position", lag_events, parked_events, last_error
   FROM es_subscriptions WHERE name = 'fsub';
+SELECT problem FROM es_health(), unnest(problems) problem WHERE problem LIKE 'Subscription %';
 
 -- They can be handed out again, in their order.
 \set VERBOSITY sqlstate
