@@ -127,7 +127,6 @@ SELECT * FROM es_batch;
 SELECT es_create_command('CLOSE', 'account', 'CLOSED');
 SELECT es_drop_command('OPEN');
 INSERT INTO es.event VALUES (1000, 1, now(), 'a-1', 'a', 'A', '{}', NULL);
-COPY es.event FROM stdin;
 DELETE FROM es.event;
 SELECT setval('es.event_position', 1);
 SELECT es_wait('p', 1);
