@@ -138,19 +138,18 @@ timers_may_have_changed(void)
 
 /*
  * A log that is new to us, be it that the extension was created again, has
- * nothing announced.  Its counter begins here where nobody has used it yet, or
- * a subscription has ended that fed it.
+ * nothing announced.  Its counter begins here where nobody has used it yet.
  */
 static void
 meet_log(Oid log)
 {
-	(void) es_settled_position();
 	if (state.log == log)
 		return;
 	state.log = log;
 	state.new_log = true;
 	state.recorded = 0;
 	state.announced = -1;
+	(void) es_settled_position();
 }
 
 /*
@@ -341,11 +340,18 @@ wake_consumers(int64 settled)
 static long
 announce(void)
 {
-	int64		settled = es_settled_peek();
+	int64		settled;
 	TimestampTz when = TimestampTzPlusMilliseconds(state.published_at,
 												   es_notify_interval);
 	long		ms;
 
+	/*
+	 * Whoever woke us sends invalidations after that.  One that came when we
+	 * had looked already would leave us without a position, and asleep.
+	 */
+	if (es_catalog_cached() == NULL)
+		return 0;
+	settled = es_settled_peek();
 	wake_consumers(settled);
 	if (settled <= state.announced && !es_changes_pending())
 		return ES_HEARTBEAT_MS;

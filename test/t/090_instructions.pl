@@ -27,6 +27,8 @@ my $node = EsNode->create('instructions', conf => 'autovacuum = off');
 
 plan skip_all => 'the budget is one of PostgreSQL 15 on x86_64'
   if $node->safe_psql('postgres', 'SELECT version()') !~ /^PostgreSQL 15.*x86_64/;
+plan skip_all => 'the budget is not for a server with assertions'
+  if $node->safe_psql('postgres', 'SHOW debug_assertions') eq 'on';
 
 my $counts = PostgreSQL::Test::Utils::tempdir;
 
