@@ -159,8 +159,10 @@ refresh(void)
 
 	SetCurrentStatementStartTimestamp();
 	StartTransactionCommand();
-	PushActiveSnapshot(GetTransactionSnapshot());
 	installed = es_catalog_if_exists() != NULL;
+	if (installed && state.generation != es_projections_generation())
+		installed = es_worker_log_exists();
+	PushActiveSnapshot(GetTransactionSnapshot());
 	if (installed)
 		meet_log(es_catalog()->event);
 	if (installed && (timers_may_have_changed() ||

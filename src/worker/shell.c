@@ -18,6 +18,7 @@
 #include "postgres.h"
 
 #include "access/xact.h"
+#include "catalog.h"
 #include "es.h"
 #include "funcapi.h"
 #include "guc.h"
@@ -28,6 +29,7 @@
 #include "storage/condition_variable.h"
 #include "storage/ipc.h"
 #include "storage/latch.h"
+#include "storage/lmgr.h"
 #include "storage/lwlock.h"
 #include "storage/proc.h"
 #include "storage/shmem.h"
@@ -336,6 +338,22 @@ es_worker_sleep(long timeout_ms)
 		ConfigReloadPending = false;
 		ProcessConfigFile(PGC_SIGHUP);
 	}
+}
+
+/*
+ * Whether there is a log, for a worker that was told of a change.  Who dropped
+ * it tells of that before sending the invalidations, so that what is cached
+ * must not be believed; but the lock is free only after them.
+ */
+bool
+es_worker_log_exists(void)
+{
+	const EsCatalog *catalog = es_catalog_if_exists();
+
+	if (catalog == NULL)
+		return false;
+	LockRelationOid(catalog->event, AccessShareLock);
+	return es_catalog_if_exists() != NULL;
 }
 
 /*

@@ -37,6 +37,7 @@ extern void es_shell_shmem_init(void);
 extern Oid	es_worker_begin(EsWorkerKind kind, Datum arg, Oid *role);
 extern bool es_worker_should_stop(void);
 extern void es_worker_listen(bool listen);
+extern bool es_worker_log_exists(void);
 extern void es_worker_sleep(long timeout_ms);
 extern long es_worker_ms_until(TimestampTz when);
 extern long es_worker_ms_left(TimestampTz when, long longest);
