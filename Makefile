@@ -83,10 +83,7 @@ test:
 	test/run $(TESTS)
 
 # KEEP=1 opens psql in the store when the demo has ended.
-test-faults:
-	ES_FAULT_LONG=1 test/run t/065_faults.pl
-
-test-ubsan test-valgrind test-assert fuzz:
+test-faults test-ubsan test-valgrind test-assert fuzz:
 	test/checks $@
 
 soak:

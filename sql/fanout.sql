@@ -26,7 +26,8 @@ CREATE TABLE es.channel_count (
 	notified_at		timestamptz NOT NULL,
 	CONSTRAINT channel_count_pkey PRIMARY KEY (channel)
 ) WITH (fillfactor = 50);
-COMMENT ON TABLE es.channel_count IS 'What each channel was told; kept by the scheduler.';
+COMMENT ON TABLE es.channel_count IS
+	'What each channel was told; kept by the scheduler. Counts from before the channel was created are those of another one.';
 
 CREATE TABLE es.announced (
 	one				boolean NOT NULL DEFAULT true,
@@ -35,12 +36,14 @@ CREATE TABLE es.announced (
 	notified_at		timestamptz,
 	failures		bigint NOT NULL DEFAULT 0,
 	failed_at		timestamptz,
+	failing_since	timestamptz,
 	error			text,
 	CONSTRAINT announced_pkey PRIMARY KEY (one),
 	CONSTRAINT announced_one_row CHECK (one)
 ) WITH (fillfactor = 50);
 COMMENT ON TABLE es.announced IS
 	'One row: how far the log was announced, and how often that failed; kept by the scheduler.';
+COMMENT ON COLUMN es.announced.failing_since IS 'NULL where the latest announcement has not failed.';
 
 CREATE FUNCTION es_create_channel(
 	name text,
@@ -75,6 +78,7 @@ CREATE VIEW es_channels AS
 		   COALESCE(a.failures, 0), a.failed_at, a.error
 	  FROM es.channel c
 	  LEFT JOIN es.channel_count n ON n.channel OPERATOR(pg_catalog.=) c.name
+	   AND n.notified_at OPERATOR(pg_catalog.>=) c.created_at
 	  LEFT JOIN es.announced a ON a.one;
 COMMENT ON VIEW es_channels IS
 	'The channels, what each was told, and how often announcements failed: all channels share one transaction, so the failures too.';

@@ -181,6 +181,7 @@ CREATE FUNCTION es.state_of_projections(
 	OUT lag bigint,
 	OUT waiting interval,
 	OUT error text,
+	OUT sqlstate text,
 	OUT error_position bigint,
 	OUT letters bigint,
 	OUT applied bigint,
@@ -192,7 +193,12 @@ AS $$
 	WITH s AS MATERIALIZED (SELECT es.settled_position() AS settled),
 	c AS (
 		SELECT k.projection, min(k.position) AS position,
-			   min(k.error) AS error, min(k.error_position) AS error_position,
+			   (array_agg(k.error ORDER BY k.error_at)
+					FILTER (WHERE k.error IS NOT NULL))[1] AS error,
+			   (array_agg(k.error_sqlstate ORDER BY k.error_at)
+					FILTER (WHERE k.error IS NOT NULL))[1] AS sqlstate,
+			   (array_agg(k.error_position ORDER BY k.error_at)
+					FILTER (WHERE k.error IS NOT NULL))[1] AS error_position,
 			   sum(k.events_applied)::bigint AS applied, max(k.applied_at) AS applied_at
 		  FROM es.checkpoint k WHERE k.rebuild = 0 GROUP BY 1)
 	SELECT p.name, p.owner::oid,
@@ -209,7 +215,7 @@ AS $$
 				clock_timestamp() - (SELECT e.recorded_at FROM es.event e
 									  WHERE e.position > c.position AND e.position <= s.settled
 									  ORDER BY e.position LIMIT 1) END,
-		   c.error, c.error_position,
+		   c.error, c.sqlstate, c.error_position,
 		   (SELECT count(*) FROM es.dead_letter d
 			 WHERE d.projection = p.name AND d.rebuild = 0 AND d.status <> 'discarded'),
 		   CASE WHEN p.mode = 'async' THEN c.applied END,
@@ -261,12 +267,25 @@ AS $$
 						 s.pid, s.first_position,
 						 round(EXTRACT(epoch FROM clock_timestamp() - a.xact_start)))
 		  FROM es.stat_append() s JOIN pg_stat_activity a ON a.pid = s.pid
-		 WHERE a.xact_start < clock_timestamp() - interval '60 s')
+		 WHERE a.xact_start < clock_timestamp() - interval '60 s'
+		UNION ALL
+		SELECT 10, format('New events cannot be announced since %s seconds: %s.',
+						  round(EXTRACT(epoch FROM clock_timestamp() - failing_since)), error)
+		  FROM es.announced WHERE failing_since IS NOT NULL
+		UNION ALL
+		SELECT 11, format('The queue of notifications is full to %s%%: a listener sleeps in a transaction.',
+						  round(usage * 100))
+		  FROM pg_notification_queue_usage() usage WHERE usage > 0.5
+		UNION ALL
+		SELECT 12, format('Subscription "%s" has %s parked events.', subscription, count(*))
+		  FROM es.subscription_dead_letter GROUP BY subscription)
 	SELECT count(*) = 0, coalesce(array_agg(sentence ORDER BY n, sentence), '{}') FROM wrong
 $$;
 COMMENT ON FUNCTION es_health() IS
 	'One row: whether all is well, and what is not, in sentences.';
 
+-- As wide as a terminal of 80 columns has room for, where names are short and
+-- all is well.
 CREATE FUNCTION es.top(
 	OUT projection text,
 	OUT status text,
@@ -274,19 +293,18 @@ CREATE FUNCTION es.top(
 	OUT lag bigint,
 	OUT seconds numeric,
 	OUT applied bigint,
-	OUT last_applied interval,
 	OUT remark text)
 	RETURNS SETOF record
 	LANGUAGE sql VOLATILE SECURITY DEFINER
 	SET search_path = pg_catalog, pg_temp
 AS $$
 	SELECT s.name, s.status,
-		   rpad(repeat('#', least(round(log(s.lag + 1) * 3)::int, 21)), 21, '.'),
+		   rpad(repeat('#', least(ceil(log(5, s.lag + 1))::int, 10)), 10, '.'),
 		   s.lag, round(coalesce(EXTRACT(epoch FROM s.waiting), 0), 1), s.applied,
-		   date_trunc('second', clock_timestamp() - s.applied_at),
-		   concat_ws(', ', s.error,
-			   CASE WHEN s.letters > 0 THEN s.letters || ' dead letters' END,
-			   (SELECT format('rebuilt to %s%%', round(100.0 * (min(c.position) - r.start_after)
+		   concat_ws(', ', s.sqlstate,
+			   CASE WHEN s.letters > 0 THEN s.letters || ' dead' END,
+			   (SELECT format(CASE s.status WHEN 'rebuilding' THEN '%s%%' ELSE 'rebuilt to %s%%' END,
+							  trunc(100.0 * (min(c.position) - r.start_after)
 								/ greatest(es.settled_position() - r.start_after, 1)))
 				  FROM es.rebuild r JOIN es.checkpoint c ON c.rebuild = r.id
 				 WHERE r.projection = s.name AND r.finished_at IS NULL GROUP BY r.id))
@@ -296,10 +314,10 @@ $$;
 COMMENT ON FUNCTION es.top() IS 'What es_top shows.';
 
 CREATE VIEW es_top AS
-	SELECT t.projection, t.status, t.behind, t.lag, t.seconds, t.applied, t.last_applied, t.remark
+	SELECT t.projection, t.status, t.behind, t.lag, t.seconds, t.applied, t.remark
 	  FROM es.top() t;
 COMMENT ON VIEW es_top IS
-	'For \watch 1: a line for each projection, the one furthest behind first; a bar of three marks is ten events, six are a hundred.';
+	'For \watch 1: a line for each projection, the one furthest behind first; each mark of the bar stands for five times as many events as the one before; the remark is the SQLSTATE of what stopped it, dead letters, how far a rebuild is.';
 
 CREATE VIEW es_commands AS
 	SELECT name, category, event_type, validate, decide, creates, payload_type,

@@ -19,7 +19,7 @@ CREATE TABLE es.rebuild (
 	rows_deleted	bigint,
 	CONSTRAINT rebuild_pkey PRIMARY KEY (id),
 	CONSTRAINT rebuild_phase_check
-		CHECK (phase OPERATOR(pg_catalog.=) ANY (ARRAY['prepare', 'fill', 'done', 'cancelled']))
+		CHECK (phase OPERATOR(pg_catalog.=) ANY (ARRAY['prepare', 'fill', 'merge', 'done', 'cancelled']))
 );
 CREATE UNIQUE INDEX rebuild_active_idx ON es.rebuild (projection) WHERE finished_at IS NULL;
 COMMENT ON TABLE es.rebuild IS
@@ -53,6 +53,20 @@ AS $$
 	 ORDER BY c.relname
 $$;
 COMMENT ON FUNCTION es.shadow_sql(integer) IS 'The statements that create the shadow tables of a rebuild.';
+
+CREATE FUNCTION es.spare_index_sql(rebuild integer) RETURNS SETOF text
+	LANGUAGE sql STABLE STRICT
+	SET search_path = pg_catalog, pg_temp
+AS $$
+	SELECT format('DROP INDEX %s', i.indexrelid::regclass)
+	  FROM pg_index i
+	  JOIN pg_class c ON c.oid = i.indrelid
+	  JOIN pg_namespace n ON n.oid = c.relnamespace
+	 WHERE n.nspname = 'es_rebuild_' || rebuild AND NOT i.indisunique AND NOT i.indisexclusion
+	 ORDER BY i.indexrelid
+$$;
+COMMENT ON FUNCTION es.spare_index_sql(integer) IS
+	'The statements that drop, from shadow tables, the indexes that keep nothing unique.';
 
 -- The columns of a table that a rebuild writes.  A surrogate is a number that
 -- the table gives itself: where it is not the key, rows keep what they have.

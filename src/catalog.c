@@ -22,6 +22,7 @@
 #include "commands/extension.h"
 #include "es.h"
 #include "miscadmin.h"
+#include "storage/lmgr.h"
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
 #include "utils/guc.h"
@@ -75,6 +76,7 @@ read_extension(void)
 		Datum		version = heap_getattr(tuple, Anum_pg_extension_extversion,
 										   RelationGetDescr(rel), &isnull);
 
+		cache.extension = ((Form_pg_extension) GETSTRUCT(tuple))->oid;
 		cache.owner = ((Form_pg_extension) GETSTRUCT(tuple))->extowner;
 		cache.schema = ((Form_pg_extension) GETSTRUCT(tuple))->extnamespace;
 		text_to_cstring_buffer(DatumGetTextPP(version), cache.version,
@@ -144,6 +146,23 @@ const EsCatalog *
 es_catalog_cached(void)
 {
 	return cache_valid ? &cache : NULL;
+}
+
+/*
+ * The same, and nobody drops the extension before the end of the transaction.
+ * For who needs several of our tables: DROP EXTENSION locks them in an order of
+ * its own, and that could be a deadlock.
+ */
+const EsCatalog *
+es_catalog_locked(void)
+{
+	const EsCatalog *catalog = es_catalog_if_exists();
+
+	if (catalog == NULL)
+		return NULL;
+	LockDatabaseObject(ExtensionRelationId, catalog->extension, 0, AccessShareLock);
+	/* It may have gone while we waited. */
+	return es_catalog_if_exists();
 }
 
 /*

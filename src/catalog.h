@@ -28,6 +28,7 @@ typedef struct EsCatalog
 	Oid			projection;
 	Oid			channel;
 	Oid			change;
+	Oid			extension;
 	Oid			schema;			/* of the functions that users call */
 	Oid			owner;			/* of the extension */
 	char		version[64];	/* of the extension's SQL */
@@ -63,6 +64,7 @@ extern void es_catalog_init(void);
 extern const EsCatalog *es_catalog(void);
 extern const EsCatalog *es_catalog_if_exists(void);
 extern const EsCatalog *es_catalog_cached(void);
+extern const EsCatalog *es_catalog_locked(void);
 
 extern void es_check_worker_role(Oid role, const char *wish, const char *reason);
 

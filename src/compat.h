@@ -88,6 +88,13 @@
 #define ES_NORETURN				pg_attribute_noreturn()
 #endif
 
+/* What tells whether an updated row needs new index entries; 0: it does not. */
+#if PG_VERSION_NUM >= 160000
+#define EsUpdateIndexes			TU_UpdateIndexes
+#else
+#define EsUpdateIndexes			bool
+#endif
+
 /* What a check hook keeps for its assign hook, which guc.c frees. */
 #if PG_VERSION_NUM >= 160000
 #define es_guc_malloc(size)		guc_malloc(LOG, size)

@@ -18,6 +18,7 @@
 #include "projection/registry.h"
 #include "projection/sync.h"
 #include "storage/ipc.h"
+#include "store/feed.h"
 #include "store/guard.h"
 #include "store/hint.h"
 #include "store/wakeup.h"
@@ -64,6 +65,7 @@ _PG_init(void)
 {
 	es_guc_init();
 	es_catalog_init();
+	es_feed_init();
 	es_watermark_init();
 	es_guard_init();
 	es_definitions_init();

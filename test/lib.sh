@@ -8,6 +8,8 @@
 # it.  The build is installed under a prefix, where Debian's server finds it by
 # the setting extension_destdir.
 #
+#	ES_PG_CONFIG	the pg_config of another server than Debian's, see test/checks
+#
 # Sets: tree, scratch, copy, stage, major, pg_config.
 
 # The environment of the caller must not reach the test clusters.
@@ -20,7 +22,7 @@ export LC_ALL=C.UTF-8
 
 tree=$(realpath "$(dirname "${BASH_SOURCE[0]}")/..")
 major=${PG_MAJOR:-15}
-pg_config=/usr/lib/postgresql/$major/bin/pg_config
+pg_config=${ES_PG_CONFIG:-/usr/lib/postgresql/$major/bin/pg_config}
 
 # Run a command as a user whom PostgreSQL accepts.
 as_tester()
@@ -79,15 +81,37 @@ compile()
 # in_cluster [-o guc=value ...] COMMAND ...: run it in a throw-away cluster.
 in_cluster()
 {
-	local libdir
+	local libdir start=(as_tester env PG_CONFIG="$pg_config" PGPORT="$(free_port)" pg_virtualenv -v "$major")
 
 	libdir=$("$pg_config" --pkglibdir)
-	as_tester env PG_CONFIG="$pg_config" PGPORT="$(free_port)" pg_virtualenv -v "$major" \
+	[[ ! ${ES_PG_CONFIG:-} ]] || start=(in_cluster_of_other_server)
+	"${start[@]}" \
 		-o shared_preload_libraries=es \
 		-o extension_destdir="$stage" \
 		-o dynamic_library_path="$stage$libdir:$libdir" \
 		-o max_worker_processes=16 \
 		"$@"
+}
+
+# The same with a server that is not where Debian has its own.
+in_cluster_of_other_server()
+{
+	local bin data port status=0
+
+	bin=$("$pg_config" --bindir)
+	data=$(as_tester mktemp -d "$scratch/cluster.XXXXXX")
+	port=$(free_port)
+	as_tester "$bin/initdb" -D "$data" -A trust -N >/dev/null
+	while [[ $1 == -o ]]
+	do
+		printf "%s = '%s'\n" "${2%%=*}" "${2#*=}"
+		shift 2
+	done >>"$data/postgresql.conf"
+	as_tester "$bin/pg_ctl" -s -w -D "$data" -l "$data.log" \
+		-o "-p $port -c unix_socket_directories=$data -c fsync=off" start
+	as_tester env PG_CONFIG="$pg_config" PATH="$bin:$PATH" PGHOST=localhost PGPORT="$port" "$@" || status=$?
+	as_tester "$bin/pg_ctl" -s -w -D "$data" -m fast stop
+	return "$status"
 }
 
 # A port at random, since two runs at a time would find the same first free one.

@@ -20,18 +20,23 @@ my $projections = q{
 };
 my %appended;		# events by database, to compare with its log
 
+sub fill_log
+{
+	my ($name, $prefill) = @_;
+
+	database($name, es => 1, scripts => ['es']);
+	load_events($name, $prefill) if $prefill;
+	$appended{$name} = $prefill;
+	return;
+}
+
 # A log without consumers, and one with two projections.
 sub make_logs
 {
 	my ($prefill) = @_;
 
 	%appended = ();
-	foreach my $name ('bare', 'projected')
-	{
-		database($name, es => 1, scripts => ['es']);
-		load_events($name, $prefill) if $prefill;
-		$appended{$name} = $prefill;
-	}
+	fill_log($_, $prefill) foreach 'bare', 'projected';
 	sql('projected', $projections);
 	sql('projected', 'SELECT es_wait(name, es_settled(), \'5 min\') FROM es.projection');
 	return;
@@ -95,22 +100,22 @@ sub finish
 {
 	my ($database) = @_;
 
-	check_log($_, $appended{$_}) foreach 'bare', 'projected';
+	check_log($_, $appended{$_}) foreach grep { exists $appended{$_} } 'bare', 'projected';
 	drop_database($_) foreach 'bare', 'projected', 'plain', 'message_store';
 	return;
 }
 
-# Let contestants beside raw take turns under one setting, and take the ratios
-# into the table.  Each is [title, target, code].
+# Let contestants beside a base take turns under one setting, and take the
+# ratios into the table.  Each is [title, target, code].
 sub measure
 {
-	my ($setting, $raw, @others) = @_;
-	my $values = rounds([ [ raw => $raw ], map { [ $_->[0], $_->[2] ] } @others ], warm_up => 1);
+	my ($setting, $base, @others) = @_;
+	my $values = rounds([ [ base => $base ], map { [ $_->[0], $_->[2] ] } @others ], warm_up => 1);
 
 	foreach my $other (@others)
 	{
 		figure(title => $other->[0], setting => $setting, per => 'events/s',
-			target => $other->[1], ours => $values->{ $other->[0] }, base => $values->{raw});
+			target => $other->[1], ours => $values->{ $other->[0] }, base => $values->{base});
 	}
 	return;
 }
@@ -150,6 +155,24 @@ row append => 'es_append() and es_submit() beside a bare INSERT', sub {
 			[ 'es_submit, validator in PL/pgSQL', '>= 0.75',
 				load('bare', 'submit_plpgsql', $clients, $sync) ]);
 	});
+	finish();
+};
+
+row listeners => 'appending while ten sessions listen, beside the same while nobody does', sub {
+	database('plain', scripts => ['raw']);
+	%appended = ();
+	fill_log('bare', $opt{streams});
+	foreach my $sync (@{ $opt{sync} })
+	{
+		my $setting = '32 clients' . ($sync eq 'off' ? ', synchronous_commit off' : '');
+		my $append = load('bare', 'append', 32, $sync);
+
+		measure($setting, $append,
+			[ 'es_append, 10 listeners', '>= 0.95', with_listeners('bare', 'es', $append) ]);
+		measure($setting, load('plain', 'raw', 32, $sync),
+			[ 'INSERT and NOTIFY, 10 listeners', undef,
+				with_listeners('plain', 'raw', load('plain', 'notify', 32, $sync)) ]);
+	}
 	finish();
 };
 

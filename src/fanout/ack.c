@@ -176,6 +176,45 @@ save_holding(const Holding *h)
 }
 
 /*
+ * The stream of the subscription's event at a position, or NULL.
+ */
+static text *
+stream_at(const EsSubscription *subscription, int64 position)
+{
+	Relation	rel = table_open(es_catalog()->event, AccessShareLock);
+	TupleTableSlot *slot = table_slot_create(rel, NULL);
+	ScanKeyData key;
+	text	   *stream = NULL;
+	bool		isnull;
+
+	ScanKeyInit(&key, 1, BTEqualStrategyNumber, F_INT8EQ, Int64GetDatum(position));
+	if (es_index_find(rel, es_catalog()->event_key, &key, 1,
+					  ForwardScanDirection, slot) &&
+		(!subscription->filtered || es_filter_passes(&subscription->filter, slot)))
+		stream = DatumGetTextPCopy(slot_getattr(slot, ES_EVENT_STREAM, &isnull));
+	ExecDropSingleTupleTableSlot(slot);
+	table_close(rel, AccessShareLock);
+	return stream;
+}
+
+/*
+ * Where an event is of a partition that the consumer does not hold, it may
+ * have held it when it was given the event.
+ */
+static void
+check_holds(const Holding *h, int64 position)
+{
+	text	   *stream = stream_at(&h->subscription, position);
+	int			partition;
+
+	if (stream == NULL)
+		return;
+	partition = es_partition_of(stream, h->subscription.partitions);
+	if (find_held(h, partition) == NULL)
+		lease_lost(h, partition);
+}
+
+/*
  * Refuse a position beyond what the consumer was given; or was given once, but
  * it has fetched again or given it back since, perhaps under the same name in
  * another session.
@@ -203,13 +242,16 @@ check_fetched(const Holding *h, int64 position, int partition)
 						position),
 				 errdetail("Its last es_fetch() gave it events up to position " INT64_FORMAT ".", delivered),
 				 errhint("Drop what was not acknowledged and call es_fetch().")));
-	if (position > delivered)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("position " INT64_FORMAT " was not fetched by consumer \"%s\"",
-						position, text_to_cstring(h->consumer)),
-				 errdetail("It was given events up to position " INT64_FORMAT ".", delivered),
-				 errhint("Acknowledge positions that es_fetch() returned.")));
+	if (position <= delivered)
+		return;
+	if (partition == ALL_PARTITIONS)
+		check_holds(h, position);
+	ereport(ERROR,
+			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+			 errmsg("position " INT64_FORMAT " was not fetched by consumer \"%s\"",
+					position, text_to_cstring(h->consumer)),
+			 errdetail("It was given events up to position " INT64_FORMAT ".", delivered),
+			 errhint("Acknowledge positions that es_fetch() returned.")));
 }
 
 static void
@@ -300,31 +342,6 @@ es_ack(PG_FUNCTION_ARGS)
 	PG_RETURN_VOID();
 }
 
-/*
- * The stream of the event at a position, which must be there.
- */
-static text *
-stream_at(int64 position)
-{
-	Relation	rel = table_open(es_catalog()->event, AccessShareLock);
-	TupleTableSlot *slot = table_slot_create(rel, NULL);
-	ScanKeyData key;
-	text	   *stream = NULL;
-	bool		isnull;
-
-	ScanKeyInit(&key, 1, BTEqualStrategyNumber, F_INT8EQ, Int64GetDatum(position));
-	if (es_index_find(rel, es_catalog()->event_key, &key, 1,
-					  ForwardScanDirection, slot))
-		stream = DatumGetTextPCopy(slot_getattr(slot, ES_EVENT_STREAM, &isnull));
-	ExecDropSingleTupleTableSlot(slot);
-	table_close(rel, AccessShareLock);
-	if (stream == NULL)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("there is no event at position " INT64_FORMAT, position)));
-	return stream;
-}
-
 static void
 write_failure(const Holding *h, const EsPartition *p, const char *reason, int64 delay_ms)
 {
@@ -411,7 +428,13 @@ es_nack(PG_FUNCTION_ARGS)
 	EsSpi		spi;
 
 	read_names(fcinfo, &h);
-	stream = stream_at(position);
+	stream = stream_at(&h.subscription, position);
+	if (stream == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("subscription \"%s\" has no event at position " INT64_FORMAT,
+						text_to_cstring(h.subscription.name), position),
+				 errhint("Give back positions that es_fetch() returned.")));
 	es_spi_begin(&spi);
 	lock_holding(&h);
 	check_lease(&h, es_partition_of(stream, h.subscription.partitions));

@@ -77,10 +77,13 @@ static EsStatement take_changes = ES_SQL(
 	0, InvalidOid);
 static EsStatement drop_changes = ES_SQL(
 	"DELETE FROM es.change", 0, InvalidOid);
+/* Not those that a transaction is about to delete: nobody shall hold us up. */
 static EsStatement clean_keys = ES_SQL(
-	"DELETE FROM es.watched_key w WHERE NOT EXISTS ("
-	"  SELECT FROM pg_stat_get_activity(NULL) a "
-	"  WHERE a.pid = w.pid AND a.backend_start = w.backend_start)", 0, InvalidOid);
+	"DELETE FROM es.watched_key WHERE ctid = ANY (ARRAY("
+	"  SELECT w.ctid FROM es.watched_key w WHERE NOT EXISTS ("
+	"    SELECT FROM pg_stat_get_activity(NULL) a "
+	"    WHERE a.pid = w.pid AND a.backend_start = w.backend_start) "
+	"  FOR UPDATE SKIP LOCKED))", 0, InvalidOid);
 
 /*
  * The scheduler has something to announce.  Raises no error.

@@ -3,8 +3,9 @@
  *	  NOTIFY channels, each with the events it tells of: es_create_channel()
  *	  and es_drop_channel().
  *
- * The scheduler keeps the definitions; every change of them sends a relcache
- * invalidation of es.channel and wakes it at commit.
+ * The scheduler keeps the definitions, and reads them again when what the
+ * workers go by has changed.  It alone writes es.channel_count, so that no
+ * transaction that drops a channel and stays open can make it wait.
  *-------------------------------------------------------------------------
  */
 #include "postgres.h"
@@ -33,24 +34,35 @@ static EsStatement insert_channel = ES_SQL(
 static EsStatement owner_of_channel = ES_SQL(
 	"SELECT owner FROM es.channel WHERE name = $1 FOR UPDATE", 1, TEXTOID);
 static EsStatement delete_channel = ES_SQL(
-	"WITH c AS (DELETE FROM es.channel_count WHERE channel = $1) "
 	"DELETE FROM es.channel WHERE name = $1", 1, TEXTOID);
 static EsStatement select_channels = ES_SQL(
 	"SELECT name, categories, types FROM es.channel ORDER BY name", 0, InvalidOid);
+static EsStatement forget_counts = ES_SQL(
+	"DELETE FROM es.channel_count c WHERE NOT EXISTS "
+	"  (SELECT FROM es.channel WHERE name = c.channel)", 0, InvalidOid);
+/* What was counted before is that of another channel of the same name. */
+#define IS_NEW \
+	"EXISTS (SELECT FROM es.channel WHERE name = $1 AND created_at > c.notified_at)"
+
 static EsStatement count_announcement = ES_SQL(
 	"INSERT INTO es.channel_count AS c (channel, notifications, events, position, notified_at) "
 	"VALUES ($1, 1, $2, $3, clock_timestamp()) "
-	"ON CONFLICT (channel) DO UPDATE SET notifications = c.notifications + 1, "
-	"  events = c.events + excluded.events, position = excluded.position, "
-	"  notified_at = excluded.notified_at",
+	"ON CONFLICT (channel) DO UPDATE SET "
+	"  notifications = 1 + CASE WHEN " IS_NEW " THEN 0 ELSE c.notifications END, "
+	"  events = $2 + CASE WHEN " IS_NEW " THEN 0 ELSE c.events END, "
+	"  position = excluded.position, notified_at = excluded.notified_at",
 	3, TEXTOID, INT8OID, INT8OID);
 
-/* The channels as last read, by read_channels(), and of which generation. */
+/*
+ * The channels as last read, by read_channels(), and as of when: of which
+ * generation, and after how many changes of what the workers go by.
+ */
 static List *channels = NIL;
 static MemoryContext channels_context = NULL;
 static uint64 channels_generation = 0;
+static uint64 channels_changes = 0;
 
-/* Counts the changes of es.channel that this session has heard of. */
+/* Counts what happened to the table itself: the extension may be another. */
 static uint64 generation = 1;
 
 static void
@@ -66,13 +78,6 @@ void
 es_channel_init(void)
 {
 	CacheRegisterRelcacheCallback(forget, (Datum) 0);
-}
-
-static void
-channels_changed(void)
-{
-	CacheInvalidateRelcacheByRelid(es_catalog()->channel);
-	es_wake_at_commit();
 }
 
 /*
@@ -150,7 +155,7 @@ es_create_channel(PG_FUNCTION_ARGS)
 				(errcode(ERRCODE_DUPLICATE_OBJECT),
 				 errmsg("channel \"%s\" already exists", name),
 				 errhint("Drop it first with es_drop_channel().")));
-	channels_changed();
+	es_wake_at_commit();
 	PG_RETURN_VOID();
 }
 
@@ -178,7 +183,7 @@ es_drop_channel(PG_FUNCTION_ARGS)
 				 errmsg("must be owner of channel \"%s\"", name)));
 	(void) es_run(&delete_channel, &key, NULL);
 	es_spi_end(&spi);
-	channels_changed();
+	es_wake_at_commit();
 	PG_RETURN_VOID();
 }
 
@@ -207,6 +212,7 @@ static void
 read_channels(void)
 {
 	uint64		seen = generation;
+	uint64		changes = es_changes();
 	EsSpi		spi;
 	uint64		n;
 
@@ -224,35 +230,39 @@ read_channels(void)
 		channels = lappend(channels, channel_from_row(i));
 		MemoryContextSwitchTo(old);
 	}
+	(void) es_run(&forget_counts, NULL, NULL);
 	es_spi_end(&spi);
 	/* What changed while we read is read by the next call. */
 	channels_generation = seen;
+	channels_changes = changes;
 }
 
 /*
- * The channels there are, besides the built-in one.  Needs a transaction.
+ * The channels there are, besides the built-in one.  For the scheduler; needs
+ * a transaction.
  */
 List *
 es_channels(void)
 {
-	if (channels_generation != generation)
+	if (channels_generation != generation || channels_changes != es_changes())
 		read_channels();
 	return channels;
 }
 
 /*
- * Count what a channel is being told.
+ * Count what a channel was told, once.  Between es_spi_begin() and
+ * es_spi_end().
  */
 void
-es_channel_announced(const EsChannel *channel)
+es_channel_announced(EsChannel *channel)
 {
 	Datum		values[3];
-	EsSpi		spi;
 
+	if (channel->count == 0)
+		return;
 	values[0] = CStringGetTextDatum(channel->name);
 	values[1] = Int64GetDatum(channel->count);
 	values[2] = Int64GetDatum(channel->last);
-	es_spi_begin(&spi);
 	(void) es_run(&count_announcement, values, NULL);
-	es_spi_end(&spi);
+	channel->count = 0;
 }

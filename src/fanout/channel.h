@@ -27,7 +27,7 @@ typedef struct EsChannel
 
 extern void es_check_channel_name(const char *name);
 extern List *es_channels(void);
-extern void es_channel_announced(const EsChannel *channel);
+extern void es_channel_announced(EsChannel *channel);
 extern void es_channel_init(void);
 
 #endif							/* ES_FANOUT_CHANNEL_H */

@@ -32,22 +32,26 @@ PG_FUNCTION_INFO_V1(es_notify_failures);
 
 static EsStatement select_announced = ES_SQL(
 	"SELECT position, failures FROM es.announced", 0, InvalidOid);
-static EsStatement move_announced = ES_SQL(
+static EsStatement record_announced = ES_SQL(
 	"INSERT INTO es.announced AS a (position, notifications, notified_at) "
 	"VALUES ($1, 1, clock_timestamp()) "
 	"ON CONFLICT (one) DO UPDATE SET position = excluded.position, "
-	"  notifications = a.notifications + 1, notified_at = excluded.notified_at "
+	"  notifications = a.notifications + 1, notified_at = excluded.notified_at, failing_since = NULL "
 	"RETURNING ctid",
 	1, INT8OID);
-static EsStatement move_announced_at = ES_SQL(
+static EsStatement record_announced_at = ES_SQL(
 	"UPDATE es.announced SET position = $1, notifications = notifications + 1, "
-	"  notified_at = clock_timestamp() WHERE ctid = $2 RETURNING ctid",
+	"  notified_at = clock_timestamp(), failing_since = NULL WHERE ctid = $2 RETURNING ctid",
 	2, INT8OID, TIDOID);
+static EsStatement end_failure = ES_SQL(
+	"UPDATE es.announced SET failing_since = NULL WHERE failing_since IS NOT NULL",
+	0, InvalidOid);
 static EsStatement count_failure = ES_SQL(
-	"INSERT INTO es.announced AS a (position, failures, failed_at, error) "
-	"VALUES (0, 1, clock_timestamp(), $1) "
+	"INSERT INTO es.announced AS a (position, failures, failed_at, failing_since, error) "
+	"VALUES (0, 1, clock_timestamp(), clock_timestamp(), $1) "
 	"ON CONFLICT (one) DO UPDATE SET failures = a.failures + 1, "
-	"  failed_at = excluded.failed_at, error = excluded.error",
+	"  failed_at = excluded.failed_at, error = excluded.error, "
+	"  failing_since = coalesce(a.failing_since, excluded.failing_since)",
 	1, TEXTOID);
 
 /*
@@ -128,19 +132,6 @@ announce_on(const EsChannel *channel)
 						  ",\"position\":" INT64_FORMAT ",\"count\":" INT64_FORMAT "}",
 						  es_epoch_text(), channel->first, channel->last,
 						  channel->count));
-	es_channel_announced(channel);
-}
-
-static void
-write_position(int64 settled)
-{
-	static ItemPointerData row;
-	Datum		values[2] = {Int64GetDatum(settled)};
-	EsSpi		spi;
-
-	es_spi_begin(&spi);
-	(void) es_run_at(&row, &move_announced_at, &move_announced, values);
-	es_spi_end(&spi);
 }
 
 /*
@@ -160,7 +151,39 @@ es_announce(int64 after, int64 settled)
 		announce_on((EsChannel *) lfirst(cell));
 	Async_Notify(ES_CHANNEL, psprintf("{\"epoch\":\"%s\",\"position\":" INT64_FORMAT "}",
 									  es_epoch_text(), settled));
-	write_position(settled);
+}
+
+/*
+ * Write down what es_announce() has told, in a transaction that comes after
+ * its own: listeners need not wait for that.  Who dies in between tells them
+ * again.
+ */
+void
+es_announced_record(int64 settled)
+{
+	static ItemPointerData row;
+	Datum		values[2] = {Int64GetDatum(settled)};
+	ListCell   *cell;
+	EsSpi		spi;
+
+	es_spi_begin(&spi);
+	(void) es_run_at(&row, &record_announced_at, &record_announced, values);
+	foreach(cell, es_channels())
+		es_channel_announced((EsChannel *) lfirst(cell));
+	es_spi_end(&spi);
+}
+
+/*
+ * Announcing does not fail any more, though there was no position to announce.
+ */
+void
+es_announce_mended(void)
+{
+	EsSpi		spi;
+
+	es_spi_begin(&spi);
+	(void) es_run(&end_failure, NULL, NULL);
+	es_spi_end(&spi);
 }
 
 /*

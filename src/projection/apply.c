@@ -46,7 +46,7 @@
 	"WHERE projection = $1 AND rebuild = $2 AND partition = $3 "
 
 #define LOCK_CHECKPOINT \
-	"SELECT ctid, position, revision FROM es.checkpoint " CHECKPOINT
+	"SELECT ctid, position, revision, catching_up FROM es.checkpoint " CHECKPOINT
 
 #define MOVE_CHECKPOINT \
 	"UPDATE es.checkpoint SET position = $4, events_applied = events_applied + $5, " \
@@ -70,7 +70,9 @@ static EsStatement move_checkpoint_at = ES_SQL(
 	7, TEXTOID, INT4OID, INT4OID, INT8OID, INT8OID, BOOLOID, TIDOID);
 
 /*
- * Lock the checkpoint row and learn the position.
+ * Lock the checkpoint row and learn the position, and whether the projection
+ * counts as catching up: another worker may have found so since we learnt it,
+ * and who changes that must know what it was, to tell the others.
  */
 EsApplied
 es_projection_take(EsProjection *p)
@@ -89,6 +91,7 @@ es_projection_take(EsProjection *p)
 		p->position = DatumGetInt64(es_spi_value(0, 2, &isnull));
 		result = DatumGetInt64(es_spi_value(0, 3, &isnull)) == p->revision
 			? ES_APPLIED : ES_STALE;
+		p->catching_up = DatumGetBool(es_spi_value(0, 4, &isnull));
 	}
 	es_spi_end(&spi);
 	return result;
@@ -157,10 +160,12 @@ es_projection_apply_batch(EsProjection *p, const EsBatch *batch, int64 settled)
 EsApplied
 es_projection_apply(EsProjection *p)
 {
-	EsApplied	taken = es_projection_take(p);
+	EsApplied	taken;
 	int64		settled;
 	EsBatch		batch;
 
+	ES_FAULT(p->partition == 0 ? "projector.take" : "projector.take.other");
+	taken = es_projection_take(p);
 	if (taken != ES_APPLIED)
 		return taken;
 	settled = es_settled_position();

@@ -13,28 +13,42 @@
  * foreign keys both ways (which are checked), triggers, publications, and
  * snapshots taken before.  No reader waits for anything.
  *
+ * A shadow is read by the query alone, if at all, and by the merge, which needs
+ * no index.  Where the query does nothing but insert, the shadow has its unique
+ * indexes only.
+ *
  * The statements are made by our own SQL, and run as the owner.
  *-------------------------------------------------------------------------
  */
 #include "postgres.h"
 
+#include "access/transam.h"
 #include "access/xact.h"
 #include "catalog.h"
+#include "catalog/namespace.h"
+#include "catalog/pg_language.h"
+#include "catalog/pg_proc.h"
 #include "catalog/pg_type.h"
 #include "es.h"
 #include "executor/spi.h"
 #include "miscadmin.h"
+#include "nodes/nodeFuncs.h"
+#include "parser/parsetree.h"
 #include "projection/merge.h"
 #include "storage/lmgr.h"
 #include "utils/builtins.h"
 #include "utils/guc.h"
 #include "utils/lsyscache.h"
+#include "utils/plancache.h"
 #include "utils/rel.h"
 #include "utils/relcache.h"
 #include "utils/resowner.h"
+#include "utils/syscache.h"
 
 static EsStatement select_shadow_sql = ES_SQL(
 	"SELECT 'create', s FROM es.shadow_sql($1) s", 1, INT4OID);
+static EsStatement select_spare_sql = ES_SQL(
+	"SELECT 'drop', s FROM es.spare_index_sql($1) s", 1, INT4OID);
 static EsStatement select_merge_sql = ES_SQL(
 	"SELECT m.kind, m.sql FROM es.merge_sql($1, $2) m", 2, INT4OID, INT4OID);
 
@@ -117,6 +131,91 @@ run_as_extension(const char *sql)
 }
 
 /*
+ * Whether a function may look into tables.
+ */
+static bool
+may_look(Oid function, void *context)
+{
+	HeapTuple	tuple;
+	Form_pg_proc proc;
+	bool		may;
+
+	if (function < FirstNormalObjectId)
+		return false;
+	tuple = SearchSysCache1(PROCOID, ObjectIdGetDatum(function));
+	if (!HeapTupleIsValid(tuple))
+		return true;
+	proc = (Form_pg_proc) GETSTRUCT(tuple);
+	may = proc->prokind != PROKIND_FUNCTION ||
+		(proc->prolang != INTERNALlanguageId && proc->prolang != ClanguageId);
+	ReleaseSysCache(tuple);
+	return may;
+}
+
+/*
+ * Whether a query may look into the tables of a schema, other than for a
+ * conflict with what it inserts.
+ */
+static bool
+may_read(Node *node, void *context)
+{
+	Oid			schema = *(Oid *) context;
+
+	if (node == NULL)
+		return false;
+	if (IsA(node, Query))
+	{
+		Query	   *query = (Query *) node;
+		int			excluded = query->onConflict ? query->onConflict->exclRelIndex : 0;
+
+		for (int i = 1; i <= list_length(query->rtable); i++)
+		{
+			RangeTblEntry *rte = rt_fetch(i, query->rtable);
+
+			if (rte->rtekind == RTE_RELATION && i != excluded &&
+				(i != query->resultRelation || query->commandType != CMD_INSERT) &&
+				get_rel_namespace(rte->relid) == schema)
+				return true;
+		}
+		return query_tree_walker(query, may_read, context, 0);
+	}
+	return check_functions_in_node(node, may_look, NULL) ||
+		expression_tree_walker(node, may_read, context);
+}
+
+/*
+ * Whether the projection's query does nothing to the shadows but insert.
+ */
+static bool
+only_inserts(EsProjection *p)
+{
+	Oid			schema = get_namespace_oid(psprintf("es_rebuild_%d", p->rebuild), false);
+	int			guc_level = NewGUCNestLevel();
+	bool		reads = false;
+	SPIPlanPtr	plan;
+	ListCell   *cell;
+
+	(void) set_config_option("search_path", p->search_path, PGC_USERSET,
+							 PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
+	if (SPI_connect() != SPI_OK_CONNECT)
+		elog(ERROR, "SPI_connect failed");
+	plan = SPI_prepare(p->query, 0, NULL);
+	if (plan == NULL)
+		elog(ERROR, "SPI_prepare failed: %s", SPI_result_code_string(SPI_result));
+	foreach(cell, SPI_plan_get_plan_sources(plan))
+	{
+		ListCell   *query;
+
+		foreach(query, ((CachedPlanSource *) lfirst(cell))->query_list)
+			reads = reads || may_read((Node *) lfirst(query), &schema);
+	}
+	if (SPI_finish() != SPI_OK_FINISH)
+		elog(ERROR, "SPI_finish failed");
+	AtEOXact_GUC(true, guc_level);
+	return !reads;
+}
+
+/*
  * Create the shadow tables.  The schema needs rights that the owner may lack;
  * what is in it is created by the owner.
  */
@@ -131,6 +230,10 @@ es_shadow_create(EsProjection *p)
 							  quote_identifier(GetUserNameFromId(p->owner, false))));
 	foreach(cell, make_statements(&select_shadow_sql, &id))
 		(void) run_as_owner(((OwnersStatement *) lfirst(cell))->sql, "pg_catalog, pg_temp");
+	CommandCounterIncrement();
+	if (only_inserts(p))
+		foreach(cell, make_statements(&select_spare_sql, &id))
+			(void) run_as_owner(((OwnersStatement *) lfirst(cell))->sql, "pg_catalog, pg_temp");
 }
 
 void

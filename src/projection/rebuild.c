@@ -9,11 +9,11 @@
  *		fill				every partition applies the log from its beginning
  *							to the shadows, in large batches, as anything is
  *							applied: with its own narrowing and dead letters
- *		fill -> done		when all are near the end, the first partition
- *							locks the checkpoints of what is served, applies
- *							the rest, merges the shadows into the tables, moves
- *							the served checkpoints to where the shadows are,
- *							and drops these
+ *		fill -> merge		when all are near the end
+ *		merge -> done		the first partition locks the checkpoints of what
+ *							is served, applies the rest, merges the shadows
+ *							into the tables, moves the served checkpoints to
+ *							where the shadows are, and drops these
  *
  * A crash at any moment leaves what is served as it was and the rebuild where
  * its checkpoints are.  The last transaction waits for no lock longer than
@@ -33,6 +33,7 @@
 #include "catalog/namespace.h"
 #include "catalog/pg_type.h"
 #include "es.h"
+#include "fault.h"
 #include "fmgr.h"
 #include "guc.h"
 #include "miscadmin.h"
@@ -71,6 +72,8 @@ static EsStatement begin_fill = ES_SQL(
 	"WITH c AS (UPDATE es.checkpoint SET revision = revision + 1 WHERE rebuild = $1) "
 	"UPDATE es.rebuild SET phase = 'fill', started_at = clock_timestamp() WHERE id = $1",
 	1, INT4OID);
+static EsStatement begin_merge = ES_SQL(
+	"UPDATE es.rebuild SET phase = 'merge' WHERE id = $1", 1, INT4OID);
 static EsStatement least_position = ES_SQL(
 	"SELECT min(position) FROM es.checkpoint WHERE projection = $1 AND rebuild = $2",
 	2, TEXTOID, INT4OID);
@@ -224,6 +227,22 @@ prepare(EsProjection *p)
 }
 
 /*
+ * Say that the end begins: a merge is seen by nobody before it is done.
+ */
+static EsApplied
+announce_merge(EsProjection *p)
+{
+	Datum		id = Int32GetDatum(p->rebuild);
+	EsApplied	taken = es_projection_take(p);
+
+	if (taken != ES_APPLIED)
+		return taken;
+	p->whole = true;
+	(void) run(&begin_merge, &id, NULL);
+	return ES_STEPPED;
+}
+
+/*
  * How the served tables stand; the checkpoints are locked.
  */
 static int64
@@ -346,6 +365,7 @@ merge(EsProjection *p)
 	(void) run(&adopt_letters, values, NULL);
 	(void) run(&announce_rebuilt, values, NULL);
 	finish(p, position, began, &merged);
+	ES_FAULT("projector.merged");
 	return ES_STEPPED;
 }
 
@@ -473,7 +493,7 @@ es_rebuild_step(EsProjection *p)
 	if (p->filter.stream)
 		return rebuild_stream(p);
 	if (p->partition == 0 && !p->paused && is_nearly_filled(p, settled))
-		return merge(p);
+		return p->merging ? merge(p) : announce_merge(p);
 	if (p->partition == 0 && p->position >= settled)
 	{
 		p->retry_at = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), NOT_YET_MS);

@@ -31,7 +31,8 @@
 	"    WHERE d.projection = p.name AND d.rebuild = c.rebuild AND d.status <> 'discarded'), " \
 	"  (SELECT array_agg(d.position ORDER BY d.position) FROM es.dead_letter d " \
 	"    WHERE c.rebuild > 0 AND d.projection = p.name AND d.rebuild = 0 AND d.status = 'discarded'), " \
-	"  coalesce(c.error_position, 0), p.tables::oid[], r.stream, r.phase = 'fill' " \
+	"  coalesce(c.error_position, 0), p.tables::oid[], r.stream, " \
+	"  r.phase IN ('fill', 'merge'), r.phase = 'merge' " \
 	"FROM es.projection p JOIN es.checkpoint c ON c.projection = p.name " \
 	"LEFT JOIN es.rebuild r ON r.id = c.rebuild "
 
@@ -185,6 +186,7 @@ projection_from_row(uint64 row)
 	p->position = DatumGetInt64(es_spi_value(row, 17, &isnull));
 	p->error_position = DatumGetInt64(es_spi_value(row, 22, &isnull));
 	p->filling = DatumGetBool(es_spi_value(row, 25, &isnull)) && !isnull;
+	p->merging = DatumGetBool(es_spi_value(row, 26, &isnull)) && !isnull;
 	p->served_path = p->search_path;
 	if (p->rebuild > 0)
 		p->search_path = psprintf("es_rebuild_%d, %s", p->rebuild, p->served_path);

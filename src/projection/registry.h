@@ -44,6 +44,7 @@ typedef struct EsProjection
 	int			partitions;
 	int			rebuild;		/* id of the rebuild, or 0 */
 	bool		filling;		/* the shadow tables of the rebuild are there */
+	bool		merging;		/* and were near the end */
 	int			batch_size;		/* 0: as the settings say */
 	bool		skips_errors;
 	bool		sync;

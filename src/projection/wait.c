@@ -26,10 +26,10 @@
 PG_FUNCTION_INFO_V1(es_wait);
 PG_FUNCTION_INFO_V1(es_wait_all);
 
-/* Progress of one projection, or, without a name, of all of them. */
 /* On a standby, look this often. */
 #define STANDBY_LOOK_MS		10
 
+/* Progress of one projection, or, without a name, of all of them. */
 static EsStatement select_progress = ES_SQL(
 	"SELECT p.name, p.mode = 'sync', min(c.position), "
 	"  (array_agg(c.error ORDER BY c.position) FILTER (WHERE c.error IS NOT NULL AND c.position < $2))[1], "

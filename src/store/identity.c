@@ -22,26 +22,24 @@
 #include "es.h"
 #include "fmgr.h"
 #include "miscadmin.h"
+#include "store/feed.h"
 #include "store/identity.h"
 #include "store/watermark.h"
 #include "tcop/utility.h"
 #include "utils/builtins.h"
+#include "utils/inval.h"
 #include "utils/snapmgr.h"
 
 PG_FUNCTION_INFO_V1(es_activate);
 PG_FUNCTION_INFO_V1(es_epoch);
 PG_FUNCTION_INFO_V1(es_suspended);
 
-static EsStatement count_identities = ES_SQL(
-	"SELECT count(*) FILTER (WHERE mine), count(*) FILTER (WHERE NOT mine) "
-	"FROM (SELECT system_identifier = $1 AND database = $2 AS mine FROM es.identity) i",
-	2, TEXTOID, OIDOID);
 static EsStatement add_identity = ES_SQL(
 	"INSERT INTO es.identity VALUES ($1, $2, clock_timestamp())",
 	2, TEXTOID, OIDOID);
 
 /*
- * The parameters of the statements above: who we are.
+ * Who we are, as a row of es.identity begins.
  */
 static void
 my_identity(Datum *values)
@@ -50,24 +48,50 @@ my_identity(Datum *values)
 	values[1] = ObjectIdGetDatum(MyDatabaseId);
 }
 
+static bool
+is_mine(TupleTableSlot *slot, const Datum *me)
+{
+	bool		isnull;
+	text	   *identifier = DatumGetTextPP(slot_getattr(slot, 1, &isnull));
+	text	   *mine = DatumGetTextPP(me[0]);
+
+	return VARSIZE_ANY_EXHDR(identifier) == VARSIZE_ANY_EXHDR(mine) &&
+		memcmp(VARDATA_ANY(identifier), VARDATA_ANY(mine), VARSIZE_ANY_EXHDR(mine)) == 0 &&
+		slot_getattr(slot, 2, &isnull) == me[1];
+}
+
 /*
- * Count the identities that are ours and those of others.
+ * Count the identities that are ours and those of others.  Not by SPI, since
+ * that would be most of what an announcement takes.
  */
 static void
 count(int64 *mine, int64 *others)
 {
-	EsSpi		spi;
-	Datum		values[2];
-	bool		isnull;
+	Relation	rel = table_open(es_catalog()->identity, AccessShareLock);
+	TupleTableSlot *slot = table_slot_create(rel, NULL);
+	Snapshot	snapshot = RegisterSnapshot(GetTransactionSnapshot());
+	TableScanDesc scan = table_beginscan(rel, snapshot, 0, NULL);
+	Datum		me[2];
 
-	es_spi_begin(&spi);
-	my_identity(values);
-	(void) es_run(&count_identities, values, NULL);
-	*mine = DatumGetInt64(es_spi_value(0, 1, &isnull));
-	*others = DatumGetInt64(es_spi_value(0, 2, &isnull));
-	es_spi_end(&spi);
+	my_identity(me);
+	*mine = *others = 0;
+	while (table_scan_getnextslot(scan, ForwardScanDirection, slot))
+	{
+		if (is_mine(slot, me))
+			(*mine)++;
+		else
+			(*others)++;
+	}
+	table_endscan(scan);
+	UnregisterSnapshot(snapshot);
+	ExecDropSingleTupleTableSlot(slot);
+	table_close(rel, AccessShareLock);
 }
 
+/*
+ * Write our identity.  From then on no subscription feeds the log, which every
+ * session is told.
+ */
 static void
 add(void)
 {
@@ -78,6 +102,8 @@ add(void)
 	my_identity(values);
 	(void) es_run(&add_identity, values, NULL);
 	es_spi_end(&spi);
+	CacheInvalidateRelcacheByRelid(es_catalog()->event);
+	es_feed_forget();
 }
 
 /*

@@ -19,6 +19,7 @@
 #include "catalog/index.h"
 #include "es.h"
 #include "executor/executor.h"
+#include "storage/bufmgr.h"
 #include "store/table.h"
 #include "utils/inval.h"
 #include "utils/memutils.h"
@@ -219,6 +220,55 @@ es_writer_insert(EsWriter *writer, TupleTableSlot **slots, int nslots)
 		table_multi_insert(writer->rel, slots, nslots, cid, 0, NULL);
 	for (int i = 0; i < writer->nindexes; i++)
 		insert_index_entries(writer, i, slots, nslots);
+}
+
+/*
+ * Put a new version of a row, as the active snapshot sees it, in its place;
+ * "row" follows it.  Nobody else may be changing it.
+ */
+static void
+replace_row(EsWriter *writer, ItemPointer row, TupleTableSlot *slot)
+{
+	EsUpdateIndexes update_indexes;
+
+	simple_table_tuple_update(writer->rel, row, slot, GetActiveSnapshot(),
+							  &update_indexes);
+	for (int i = 0; update_indexes && i < writer->nindexes; i++)
+		insert_index_entries(writer, i, &slot, 1);
+	ItemPointerCopy(&slot->tts_tid, row);
+}
+
+/*
+ * Set columns of the row that was last at "row", from the second on: "values"
+ * has one for each.  False, and nothing is done, where no row is there any more
+ * that the active snapshot sees.
+ */
+bool
+es_writer_update_row(EsWriter *writer, ItemPointer row, Datum *values)
+{
+	TupleTableSlot *old;
+	bool		found;
+
+	if (!ItemPointerIsValid(row) ||
+		ItemPointerGetBlockNumber(row) >= RelationGetNumberOfBlocks(writer->rel))
+		return false;
+	old = table_slot_create(writer->rel, NULL);
+	found = table_tuple_fetch_row_version(writer->rel, row, GetActiveSnapshot(), old);
+	if (found)
+	{
+		TupleTableSlot *slot = es_slot_for_writing(writer);
+		int			n = writer->ncolumns;
+
+		slot_getallattrs(old);
+		memset(slot->tts_isnull, false, n * sizeof(bool));
+		slot->tts_values[0] = old->tts_values[0];
+		memcpy(&slot->tts_values[1], values, (n - 1) * sizeof(Datum));
+		ExecStoreVirtualTuple(slot);
+		replace_row(writer, row, slot);
+		ExecDropSingleTupleTableSlot(slot);
+	}
+	ExecDropSingleTupleTableSlot(old);
+	return found;
 }
 
 /*

@@ -49,6 +49,7 @@ extern void es_writer_close(EsWriter *writer);
 extern TupleTableSlot *es_slot_for_writing(const EsWriter *writer);
 extern void es_writer_insert(EsWriter *writer, TupleTableSlot **slots, int nslots);
 extern void es_writer_insert_row(EsWriter *writer, Datum *values, bool *nulls);
+extern bool es_writer_update_row(EsWriter *writer, ItemPointer row, Datum *values);
 
 extern bool es_index_find_in(Relation rel, Relation index, ScanKey keys,
 							 int nkeys, ScanDirection direction,

@@ -50,6 +50,7 @@
 #include "funcapi.h"
 #include "guc.h"
 #include "miscadmin.h"
+#include "store/feed.h"
 #include "store/table.h"
 #include "store/wakeup.h"
 #include "store/watermark.h"
@@ -97,10 +98,7 @@ static EsStatement write_settled = ES_SQL(
 	"ON CONFLICT (one) DO UPDATE SET position = excluded.position, updated_at = excluded.updated_at "
 	"WHERE s.position < excluded.position RETURNING ctid",
 	1, INT8OID);
-static EsStatement write_settled_at = ES_SQL(
-	"UPDATE es.settled SET position = $1, updated_at = clock_timestamp() "
-	"WHERE position < $1 AND ctid = $2 RETURNING ctid",
-	2, INT8OID, TIDOID);
+static EsTable settled_table = ES_TABLE(3, BOOLOID, INT8OID, TIMESTAMPTZOID);
 
 /* Set at first use, for the life of the backend. */
 static EsDatabase *my_database = NULL;
@@ -388,29 +386,34 @@ highest_used(void)
 }
 
 /*
- * Begin the counter behind what the sequence has reserved.  That is needed
- * after a restart, for a log that was created anew, and, as long as nothing
- * was appended through this counter, for one that a restore has just filled.
+ * Begin the counter behind what the sequence has reserved and what has been
+ * used, or move it there where both came from elsewhere: by a restore or a
+ * subscription.  In a log that was made here there is nothing to move.
  */
 static void
 seed(EsDatabase *d, Oid sequence)
 {
 	int64		used = highest_used();
 	int64		reserved;
-	int64		bound;
 
 	/* As in extend(), which may be about to make the first positions. */
 	LockRelationOid(sequence, AccessShareLock);
 	LWLockAcquire(d->lock, LW_EXCLUSIVE);
 	reserved = reserved_bound(sequence);
-	bound = Max(reserved, used);
 	SpinLockAcquire(&d->mutex);
-	if (d->sequence != sequence || (d->next <= 1 && d->bound < bound))
+	if (d->sequence != sequence)
 	{
-		d->next = bound + 1;
-		d->bound = bound;
+		d->next = 1;
+		d->bound = 0;
 		d->sequence = sequence;
 	}
+	if (reserved > d->bound)
+	{
+		d->next = reserved + 1;
+		d->bound = reserved;
+	}
+	d->next = Max(d->next, used + 1);
+	d->bound = Max(d->bound, used);
 	SpinLockRelease(&d->mutex);
 	LWLockRelease(d->lock);
 	UnlockRelationOid(sequence, AccessShareLock);
@@ -426,7 +429,7 @@ seeded_database(void)
 	Oid			sequence = es_catalog()->event_position;
 
 	/* An unlocked look: seed() makes sure. */
-	if (d->sequence != sequence || d->next <= 1)
+	if (es_feed_may_have_ended() || d->sequence != sequence || d->next <= 1)
 		seed(d, sequence);
 	return d;
 }
@@ -581,7 +584,11 @@ compute_settled(EsDatabase *d)
 int64
 es_settled_position(void)
 {
-	if (RecoveryInProgress() || IsolationUsesXactSnapshot())
+	EsFeed		feed = es_feed();
+
+	if (feed == ES_FEED_SYNCING)
+		return 0;
+	if (feed == ES_FEED_READY || RecoveryInProgress() || IsolationUsesXactSnapshot())
 		return recorded_settled_position(GetActiveSnapshot());
 	return compute_settled(seeded_database());
 }
@@ -617,18 +624,35 @@ es_last_position(void)
 }
 
 /*
- * Write the settled position down for readers that cannot compute it.
+ * Write the settled position down for readers that cannot compute it.  In a log
+ * that a subscription feeds, so does that.  Only the scheduler calls this, and
+ * whoever listens waits for it, so it knows where the row is.
  */
 void
 es_settled_record(int64 position)
 {
 	static ItemPointerData row;
-	Datum		values[2] = {Int64GetDatum(position)};
-	EsSpi		spi;
+	EsWriter	writer;
+	Datum		values[2];
+	bool		moved;
 
-	es_spi_begin(&spi);
-	(void) es_run_at(&row, &write_settled_at, &write_settled, values);
-	es_spi_end(&spi);
+	if (es_feed() != ES_FEED_NONE)
+		return;
+	values[0] = Int64GetDatum(position);
+	values[1] = TimestampTzGetDatum(GetCurrentTimestamp());
+	es_writer_open(&writer, &settled_table, es_catalog()->settled);
+	moved = es_writer_update_row(&writer, &row, values);
+	es_writer_close(&writer);
+	if (!moved)
+	{
+		bool		isnull;
+		EsSpi		spi;
+
+		es_spi_begin(&spi);
+		if (es_run(&write_settled, values, NULL) == 1)
+			ItemPointerCopy((ItemPointer) DatumGetPointer(es_spi_value(0, 1, &isnull)), &row);
+		es_spi_end(&spi);
+	}
 }
 
 /*
@@ -718,10 +742,12 @@ end_transaction(void)
 	if (!wake)
 		return;
 	wake = false;
+	/* Who counts our events as settled goes by our definitions, too. */
+	if (changed)
+		pg_atomic_fetch_add_u64(&my_database->changes, 1);
 	pg_atomic_write_u64(&my_slot->s.first, 0);
 	if (changed)
 	{
-		pg_atomic_fetch_add_u64(&my_database->changes, 1);
 		/* What a session waits for may have been dropped. */
 		if (pg_atomic_read_u32(&my_database->waiters) > 0)
 			ConditionVariableBroadcast(&my_database->progress);

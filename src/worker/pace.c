@@ -22,15 +22,16 @@
 #include "utils/timestamp.h"
 #include "worker/pace.h"
 
-#define SLICE_WAITED_FOR_MS	50
+#define SLICE_WAITED_FOR_MS	20
 #define SLICE_SERVED_MS		1000
 #define SLICE_REBUILD_MS	5000
 
 /* Times the best size so far. */
 #define STEP	4
 
-/* However long it takes. */
-#define LEAST_SIZE	500
+/* The first, where others wait; and the least, however long it takes. */
+#define FIRST_WAITED_FOR	1000
+#define LEAST_SIZE	200
 
 /* A rate that is less by no more than this may be chance. */
 #define NO_WORSE	0.9
@@ -59,7 +60,9 @@ es_pace_before(EsProjection *p, bool others_wait)
 		memset(pace, 0, sizeof(*pace));
 		return;
 	}
-	size = pace->rate > 0 ? pace->rate * slice : es_batch_size;
+	size = others_wait ? Min(FIRST_WAITED_FOR, es_batch_size) : es_batch_size;
+	if (pace->rate > 0)
+		size = pace->rate * slice;
 	if (pace->rate > 0 && p->rebuild == 0)
 		size = Min(size, STEP * (double) pace->size);
 	if (pace->ceiling > 0)

@@ -193,7 +193,7 @@ refresh(void)
 		state.projections = NIL;
 	else if (state.generation != es_projections_generation())
 	{
-		if (es_worker_log_exists())
+		if (es_catalog_locked() != NULL)
 		{
 			PushActiveSnapshot(GetTransactionSnapshot());
 			learn();
@@ -303,10 +303,12 @@ static void
 report(const EsProjection *p)
 {
 	int64		lag = es_settled_peek() - p->position;
+	char	   *what = psprintf("es projector: %s%s",
+								p->rebuild > 0 ? "rebuilding " : "", p->name);
 
+	pgstat_report_appname(what);
 	pgstat_report_activity(STATE_RUNNING,
-						   psprintf("es projector: %s%s, %s events behind",
-									p->rebuild > 0 ? "rebuilding " : "", p->name,
+						   psprintf("%s, %s events behind", what,
 									es_worker_number(Max(lag, 0))));
 }
 
@@ -321,6 +323,7 @@ report_idle(void)
 
 	foreach(cell, state.projections)
 		stopped += ((EsProjection *) lfirst(cell))->retries > 0 ? 1 : 0;
+	pgstat_report_appname("es projector");
 	es_worker_report_idle(stopped > 0
 						  ? psprintf("es projector: %d stopped, see es_projections", stopped)
 						  : "es projector: caught up");
@@ -411,6 +414,7 @@ apply_safely(EsProjection *p)
 	}
 	else
 		es_pace_after(p);
+	es_worker_report_memory();
 	pgstat_report_stat(true);
 }
 

@@ -55,8 +55,11 @@ extern PGDLLEXPORT void es_scheduler_main(Datum arg);
 static struct
 {
 	Oid			log;			/* es.event, as long as it is the same */
+	bool		new_log;		/* nothing of it was announced yet */
 	int64		recorded;		/* the settled position last written down */
 	int64		announced;		/* and last announced; -1 before we know */
+	bool		unrecorded;		/* which is not written down */
+	bool		failing;		/* the latest announcement failed, or may have */
 	TimestampTz published_at;
 	TimestampTz announce_at;	/* not before then; set where it failed */
 	uint64		generation;		/* of the projections as we know them */
@@ -135,17 +138,19 @@ timers_may_have_changed(void)
 
 /*
  * A log that is new to us, be it that the extension was created again, has
- * nothing announced.  Its counter begins here where nobody has used it yet.
+ * nothing announced.  Its counter begins here where nobody has used it yet, or
+ * a subscription has ended that fed it.
  */
 static void
 meet_log(Oid log)
 {
+	(void) es_settled_position();
 	if (state.log == log)
 		return;
 	state.log = log;
+	state.new_log = true;
 	state.recorded = 0;
 	state.announced = -1;
-	(void) es_settled_position();
 }
 
 /*
@@ -159,9 +164,7 @@ refresh(void)
 
 	SetCurrentStatementStartTimestamp();
 	StartTransactionCommand();
-	installed = es_catalog_if_exists() != NULL;
-	if (installed && state.generation != es_projections_generation())
-		installed = es_worker_log_exists();
+	installed = es_catalog_locked() != NULL;
 	PushActiveSnapshot(GetTransactionSnapshot());
 	if (installed)
 		meet_log(es_catalog()->event);
@@ -178,23 +181,35 @@ refresh(void)
 
 /*
  * Write the settled position down and announce it, and what has changed in
- * watched tables, in a transaction.
+ * watched tables, in a transaction.  A listener that is told of a position
+ * finds it written down.
  */
 static void
 publish_in_transaction(int64 settled, bool announce)
 {
 	bool		changes = announce && es_changes_pending();
+	const EsCatalog *catalog;
 
 	/* What is committed after this tells us again. */
 	if (changes)
 		es_changes_expect(false);
 	SetCurrentStatementStartTimestamp();
 	StartTransactionCommand();
+	catalog = es_catalog_locked();
+	if (catalog == NULL || catalog->event != state.log)
+	{
+		/* refresh() sees to that. */
+		CommitTransactionCommand();
+		return;
+	}
 	PushActiveSnapshot(GetTransactionSnapshot());
 	if (settled > state.recorded)
 		es_settled_record(settled);
 	if (state.announced < 0)
+	{
 		state.announced = es_announced_position();
+		state.failing = true;
+	}
 	if (announce)
 	{
 		bool		active = es_identity_active();
@@ -203,7 +218,10 @@ publish_in_transaction(int64 settled, bool announce)
 								 PGC_USERSET, PGC_S_SESSION,
 								 GUC_ACTION_LOCAL, true, 0, false);
 		if (active && settled > state.announced)
+		{
 			es_announce(state.announced, settled);
+			state.unrecorded = true;
+		}
 		if (changes)
 			es_changes_announce(!active);
 	}
@@ -214,6 +232,30 @@ publish_in_transaction(int64 settled, bool announce)
 	state.recorded = Max(state.recorded, settled);
 	if (announce)
 		state.announced = Max(state.announced, settled);
+}
+
+/*
+ * Write down, after the listeners have been told, that they were.
+ */
+static void
+record_announcement(void)
+{
+	if (!state.unrecorded && !state.failing)
+		return;
+	SetCurrentStatementStartTimestamp();
+	StartTransactionCommand();
+	if (es_catalog_locked() != NULL)
+	{
+		PushActiveSnapshot(GetTransactionSnapshot());
+		if (state.unrecorded)
+			es_announced_record(state.announced);
+		else
+			es_announce_mended();
+		PopActiveSnapshot();
+	}
+	CommitTransactionCommand();
+	state.unrecorded = false;
+	state.failing = false;
 }
 
 /*
@@ -229,6 +271,7 @@ announcement_failed(const ErrorData *error)
 				 errhint("See es_channels; pg_notification_queue_usage() tells whether a listener sleeps in a transaction.")));
 	state.announce_at = TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
 													ANNOUNCE_RETRY_MS);
+	state.failing = true;
 	es_changes_expect(true);
 	SetCurrentStatementStartTimestamp();
 	StartTransactionCommand();
@@ -255,6 +298,7 @@ publish(int64 settled)
 		PG_TRY();
 		{
 			publish_in_transaction(settled, true);
+			record_announcement();
 			state.announce_at = 0;
 		}
 		PG_CATCH();
@@ -488,14 +532,18 @@ es_scheduler_main(Datum arg)
 		es_worker_listen(true);
 		if (es_worker_should_stop())
 			break;
+		/* First what somebody may wait for. */
+		timeout = announce();
 		if (!refresh())
 		{
 			(void) es_want_database(MyDatabaseId, false);
 			break;
 		}
 		MemoryContextSwitchTo(loop);
-		timeout = start_projectors();
-		sooner(&timeout, announce());
+		if (state.new_log)
+			timeout = 0;
+		state.new_log = false;
+		sooner(&timeout, start_projectors());
 		sooner(&timeout, prune());
 		if (state.next_timer != DT_NOEND)
 			sooner(&timeout, es_worker_ms_until(state.next_timer));

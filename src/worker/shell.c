@@ -18,7 +18,6 @@
 #include "postgres.h"
 
 #include "access/xact.h"
-#include "catalog.h"
 #include "es.h"
 #include "funcapi.h"
 #include "guc.h"
@@ -29,7 +28,6 @@
 #include "storage/condition_variable.h"
 #include "storage/ipc.h"
 #include "storage/latch.h"
-#include "storage/lmgr.h"
 #include "storage/lwlock.h"
 #include "storage/proc.h"
 #include "storage/shmem.h"
@@ -341,22 +339,6 @@ es_worker_sleep(long timeout_ms)
 }
 
 /*
- * Whether there is a log, for a worker that was told of a change.  Who dropped
- * it tells of that before sending the invalidations, so that what is cached
- * must not be believed; but the lock is free only after them.
- */
-bool
-es_worker_log_exists(void)
-{
-	const EsCatalog *catalog = es_catalog_if_exists();
-
-	if (catalog == NULL)
-		return false;
-	LockRelationOid(catalog->event, AccessShareLock);
-	return es_catalog_if_exists() != NULL;
-}
-
-/*
  * Milliseconds from now to a time, at least 0 and at most a heartbeat.
  */
 long
@@ -380,15 +362,23 @@ es_worker_ms_left(TimestampTz when, long longest)
 }
 
 /*
- * Say in pg_stat_activity that this worker is idle, and how things are; and
- * how much memory it has.
+ * Say how much memory this worker has.
+ */
+void
+es_worker_report_memory(void)
+{
+	shared->worker[me].memory = (int64) MemoryContextMemAllocated(TopMemoryContext, true);
+}
+
+/*
+ * Say in pg_stat_activity that this worker is idle, and how things are.
  */
 void
 es_worker_report_idle(const char *activity)
 {
 	pgstat_report_activity(STATE_RUNNING, activity);
 	pgstat_report_activity(STATE_IDLE, NULL);
-	shared->worker[me].memory = (int64) MemoryContextMemAllocated(TopMemoryContext, true);
+	es_worker_report_memory();
 }
 
 /*

@@ -20,6 +20,7 @@
 #include "catalog.h"
 #include "command/schedule.h"
 #include "es.h"
+#include "fault.h"
 #include "guc.h"
 #include "miscadmin.h"
 #include "pgstat.h"
@@ -111,9 +112,12 @@ submit_one(Oid owner, MemoryContext context, EsTimer *volatile *timer)
 		pgstat_report_activity(STATE_RUNNING,
 							   psprintf("es timer: %s", (*timer)->command));
 		es_timer_submit(*timer);
+		ES_FAULT("timer.submitted");
 		es_worker_commit_durably();
 	}
 	commit(context);
+	if (*timer)
+		ES_FAULT("timer.committed");
 	return *timer != NULL;
 }
 

@@ -9,7 +9,7 @@
  * transaction: exactly once.  Runs until it is killed.
  *
  * For the test, the table handed_out tells what came when, and acknowledged
- * from when on nothing up to a position may come again.
+ * from when on it may not come again.
  *-------------------------------------------------------------------------
  */
 #include "client.h"
@@ -48,6 +48,29 @@ acknowledge(PGconn *conn, PGresult *events, int i)
 	return ok;
 }
 
+/*
+ * Note, for the test, that the events are acknowledged.
+ */
+static bool
+note_acknowledged(PGconn *conn, PGresult *events)
+{
+	int			n = PQntuples(events);
+	char	   *positions = malloc(32 * n + 2);
+	char	   *end = positions;
+	const char *values[] = {subscription, consumer, positions};
+	PGresult   *result;
+
+	for (int i = 0; i < n; i++)
+		end += sprintf(end, "%c%s", i == 0 ? '{' : ',', PQgetvalue(events, i, 0));
+	strcpy(end, "}");
+	result = query(conn,
+				   "INSERT INTO acknowledged (subscription, consumer, position) "
+				   "SELECT $1, $2, unnest($3::bigint[])", 3, values);
+	PQclear(result);
+	free(positions);
+	return result != NULL;
+}
+
 static bool
 run(PGconn *conn, const char *command)
 {
@@ -83,15 +106,7 @@ work(PGconn *conn, bool exact)
 		if (exact && ok)
 			ok = run(conn, acknowledged ? "COMMIT" : "ROLLBACK");
 		if (!exact && acknowledged)
-		{
-			const char *last[] = {subscription, consumer, PQgetvalue(events, n - 1, 0)};
-			PGresult   *result = query(conn,
-									   "INSERT INTO acknowledged (subscription, consumer, position) "
-									   "VALUES ($1, $2, $3)", 3, last);
-
-			PQclear(result);
-			ok = result != NULL;
-		}
+			ok = note_acknowledged(conn, events);
 	}
 	PQclear(events);
 	return ok && PQstatus(conn) == CONNECTION_OK;

@@ -22,6 +22,7 @@ use warnings;
 
 use EsChecker;
 use EsClient;
+use EsTable;
 use File::Path qw(make_path);
 use JSON::PP;
 use POSIX qw(_exit);
@@ -32,6 +33,11 @@ my $json = JSON::PP->new->canonical;
 
 # In a client: the file that tells it to end, whatever it has to do.
 my $halted;
+
+# What a client does, and how often of a hundred times.
+my @operations = (
+	[ append => 34 ], [ batch => 12 ], [ transaction => 12 ], [ rollback => 10 ],
+	[ stale => 8 ], [ submit => 14 ], [ wait => 6 ], [ hold => 2 ], [ subtransactions => 2 ]);
 
 sub new
 {
@@ -61,6 +67,7 @@ sub prepare
 		CREATE TABLE tally (one int PRIMARY KEY, n bigint, positions numeric);
 		CREATE TABLE sync_tally (stream text PRIMARY KEY, n bigint, positions numeric);
 		CREATE TABLE by_stream (stream text PRIMARY KEY, version bigint);
+		ALTER TABLE by_stream OWNER TO owner;
 		CREATE TABLE fragile ("position" bigint);
 		INSERT INTO tally VALUES (1, 0, 0);
 		GRANT ALL ON ledger, tally, sync_tally, by_stream, fragile TO owner;
@@ -88,7 +95,7 @@ sub prepare
 			UPDATE tally t SET n = t.n + b.n, positions = t.positions + b.p
 			  FROM (SELECT count(*), sum("position") FROM es_batch) b (n, p)$$);
 		SELECT es_create_projection('by_stream', $$
-			SELECT next_of_stream(e) FROM es_batch e ORDER BY "position"$$);
+			SELECT next_of_stream(e) FROM es_batch e ORDER BY "position"$$, tables => '{by_stream}');
 		SELECT es_create_projection('sync_tally', $$
 			INSERT INTO sync_tally SELECT stream, count(*), sum("position") FROM es_batch GROUP BY stream
 			ON CONFLICT (stream) DO UPDATE SET n = sync_tally.n + excluded.n,
@@ -103,12 +110,16 @@ sub prepare
 # ----------------------------------------------------------------------
 
 # Begin a scenario: clients, a reader and an observer start.
+#
+#	clients		how many (default: 3)
+#	operations	what they do, if not the usual
 sub start
 {
 	my ($self, $name, %params) = @_;
 
 	$self->{scenario}++;
 	$self->{name} = $name;
+	$self->{operations} = $params{operations} // \@operations;
 	$self->{rounds} = 0;
 	$self->{fired} = [];
 	$self->{from} = $self->{node}->safe_psql($self->{database}, 'SELECT es_settled()');
@@ -253,8 +264,8 @@ sub finish
 	return $verdict;
 }
 
-# Wait until both asynchronous projections have applied all there is.  A
-# projection that a transient error has stopped tries again by itself.
+# Wait until both asynchronous projections have applied all there is, and no
+# command is still scheduled.  A projection that a transient error has stopped tries again by itself.
 sub _catch_up
 {
 	my ($self) = @_;
@@ -273,7 +284,8 @@ sub _catch_up
 		my $lag = eval {
 			my $session = EsClient->connect($self->{node}, $self->{database});
 			my ($n) = $session->selectrow_array(q{
-				SELECT count(*) FROM es.checkpoint WHERE projection IN ('ledger', 'by_stream')
+				SELECT count(*) + (SELECT count(*) FROM es.schedule)
+				  FROM es.checkpoint WHERE projection IN ('ledger', 'by_stream') AND rebuild = 0
 				   AND "position" < (SELECT coalesce(max("position"), 0) FROM es.event)});
 			$session->disconnect;
 			$n;
@@ -308,11 +320,6 @@ sub _final_state
 # The clients
 # ----------------------------------------------------------------------
 
-# What a client does, and how often of a hundred times.
-my @operations = (
-	[ append => 34 ], [ batch => 12 ], [ transaction => 12 ], [ rollback => 10 ],
-	[ stale => 8 ], [ submit => 14 ], [ wait => 6 ], [ hold => 2 ], [ subtransactions => 2 ]);
-
 sub _client
 {
 	my ($self, $n, $log) = @_;
@@ -329,7 +336,7 @@ sub _client
 			usleep(20_000);
 			next;
 		}
-		my $kind = _pick();
+		my $kind = _pick($self->{operations});
 		my $id = "$self->{scenario}-$n-" . ++$op;
 		my $code = __PACKAGE__->can("_do_$kind");
 		my ($parts, $what) = _plan($kind);
@@ -342,9 +349,10 @@ sub _client
 
 sub _pick
 {
+	my ($operations) = @_;
 	my $r = rand(100);
 
-	foreach my $operation (@operations)
+	foreach my $operation (@$operations)
 	{
 		return $operation->[0] if ($r -= $operation->[1]) < 0;
 	}
@@ -498,6 +506,17 @@ sub _do_submit
 	die 'the command was never answered';
 }
 
+# A command that a worker submits when it is due, which is soon.
+sub _do_schedule
+{
+	my ($session, $op) = @_;
+	my ($id) = $op->{parts}[0] =~ /-(\d+)/;
+
+	$session->do(q{SELECT es_schedule('TOUCH', ?, ?, now() + interval '10 ms', ?)},
+		undef, $id, _payload($op, 0), $op->{id});
+	return { status => 'ok' };
+}
+
 # What es_wait() has waited for can be seen.
 sub _do_wait
 {
@@ -615,25 +634,12 @@ sub _observe
 sub matrix
 {
 	my ($self) = @_;
-	my @rows = ([ qw(fault rounds events acknowledged unknown lost repeated invariants) ]);
-	my @width = (0) x 8;
 
-	foreach my $v (@{ $self->{verdicts} })
-	{
-		push @rows, [
-			$v->{name}, $v->{rounds}, $v->{events}, $v->{acknowledged}, $v->{unknown},
-			$v->{lost}, $v->{repeated}, @{ $v->{violations} } ? 'VIOLATED' : 'held' ];
-	}
-	foreach my $row (@rows)
-	{
-		foreach my $i (0 .. 7)
-		{
-			$width[$i] = length($row->[$i]) if length($row->[$i]) > $width[$i];
-		}
-	}
-	return join('', map { my $r = $_;
-		sprintf("%-*s  %*s  %*s  %*s  %*s  %*s  %*s  %s\n",
-			$width[0], $r->[0], map({ ($width[$_], $r->[$_]) } 1 .. 6), $r->[7]) } @rows);
+	return table(
+		[ qw(fault rounds events acknowledged unknown lost repeated invariants) ],
+		map { my $v = $_;
+			[ @{$v}{qw(name rounds events acknowledged unknown lost repeated)},
+				@{ $v->{violations} } ? 'VIOLATED' : 'held' ] } @{ $self->{verdicts} });
 }
 
 1;

@@ -100,6 +100,7 @@ SELECT "position" - :base AS "position", stream, version, status, deliveries, er
   FROM es_dead_deliveries WHERE subscription = 'fsub' ORDER BY 1;
 SELECT "position" - :base AS "position", lag_events, parked_events, last_error
   FROM es_subscriptions WHERE name = 'fsub';
+SELECT problem FROM es_health(), unnest(problems) problem WHERE problem LIKE 'Subscription %';
 
 -- They can be handed out again, in their order.
 \set VERBOSITY sqlstate
@@ -136,6 +137,22 @@ SELECT es_ack('fsub', 'bob', :base + 7);
 SELECT es_nack('fsub', 'bob', :base + 7);
 \set VERBOSITY terse
 SELECT es_ack('fsub', 'ann', :base + 7);
+-- An acknowledgement that is repeated does nothing, and is told from one that
+-- was never right when the partition has gone to another consumer.
+SELECT appended('fsub-3');
+SELECT * FROM fetched('ann');
+SELECT es_ack('fsub', 'ann', max("position")) FROM es.event WHERE category = 'fsub';
+SELECT es_ack('fsub', 'ann', max("position")) FROM es.event WHERE category = 'fsub';
+UPDATE es.subscription_partition SET lease_until = now() WHERE subscription = 'fsub';
+UPDATE es.subscription_consumer SET active_until = now() WHERE subscription = 'fsub';
+SELECT appended('fsub-3');
+SELECT * FROM fetched('bob');
+\set VERBOSITY sqlstate
+SELECT es_ack('fsub', 'ann', max("position")) FROM es.event WHERE category = 'fsub';
+-- An event of another category was never given to anybody.
+SELECT es_append('fother-1', 'THING_HAPPENED') IS NOT NULL AS appended;
+SELECT es_nack('fsub', 'bob', max("position")) FROM es.event WHERE category = 'fother';
+\set VERBOSITY terse
 
 -- An event that kills its consumers is found, and parked alone.
 SELECT es_create_subscription('poison', ARRAY['fpoison'], start_after => :base, max_deliveries => 4);

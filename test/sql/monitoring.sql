@@ -35,6 +35,17 @@ CALL until($$SELECT bool_or(activity = 'es projector: caught up' AND memory > 0 
 SELECT count(*) FROM es_stat_workers WHERE kind = 'scheduler' AND activity LIKE 'es scheduler: settled at position %';
 SELECT count(*) > 0 FROM pg_stat_activity WHERE application_name = 'es projector' AND backend_type = 'es projector';
 
+-- What a projector does is said in the words of who defined it.
+SELECT es_create_projection('busy', $$
+	SELECT pg_advisory_xact_lock(7403) FROM es_batch LIMIT 1 $$, categories => '{busy}', start_after => es_settled());
+SELECT pg_advisory_lock(7403);
+SELECT last_position AS at FROM es_append_batch('busy-1', jsonb_build_array('{"type": "T"}'::jsonb, '{"type": "T"}'::jsonb)) \gset
+CALL until($$SELECT bool_or(application_name = 'es projector: busy' AND query LIKE 'es projector: busy, % events behind')
+	FROM pg_stat_activity$$);
+SELECT pg_advisory_unlock(7403);
+SELECT es_wait('busy', :at, '60 s');
+SELECT es_drop_projection('busy');
+
 -- Stopped.
 SELECT version FROM es_append('mon-1', 'T', '{"n": 100}');
 \set VERBOSITY sqlstate

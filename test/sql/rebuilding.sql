@@ -166,6 +166,40 @@ SELECT es_rebuild('line');
 SELECT rebuilt('line');
 SELECT count(*) FILTER (WHERE what = 'wrong'), count(*) FROM line;
 
+-- The shadow has all indexes where the query may look for rows, and else those
+-- that keep something unique.
+CREATE TABLE ix (stream text PRIMARY KEY, n int, what text UNIQUE);
+CREATE INDEX ix_n ON ix (n);
+CREATE TABLE shadow_index (name text);
+CREATE FUNCTION look() RETURNS event_trigger LANGUAGE plpgsql AS $$
+BEGIN
+	TRUNCATE rb.shadow_index;
+	INSERT INTO rb.shadow_index SELECT indexname FROM pg_indexes WHERE schemaname LIKE 'es\_rebuild\_%';
+END $$;
+CREATE EVENT TRIGGER regress_es_look ON ddl_command_end
+	WHEN tag IN ('CREATE TABLE', 'DROP INDEX') EXECUTE FUNCTION look();
+SELECT es_create_projection('ix', 'SELECT 1 FROM es_batch', categories => '{ix}', tables => '{ix}',
+	start_after => es_settled());
+CREATE FUNCTION ix_add(e es.event) RETURNS void LANGUAGE sql AS 'INSERT INTO ix VALUES (e.stream, 1)';
+CREATE PROCEDURE shadow_indexes(q text) LANGUAGE plpgsql AS $$
+BEGIN
+	PERFORM es_alter_projection('ix', query => q);
+	PERFORM es_rebuild('ix');
+	COMMIT;
+	RAISE WARNING '%: %', rebuilt('ix'), (SELECT string_agg(name, ' ' ORDER BY name) FROM shadow_index);
+END $$;
+\set SHOW_CONTEXT never
+CALL shadow_indexes('INSERT INTO ix SELECT stream, count(*) FROM es_batch GROUP BY 1
+	ON CONFLICT (stream) DO UPDATE SET n = ix.n + excluded.n');
+CALL shadow_indexes('WITH e AS (SELECT * FROM es_batch) INSERT INTO ix SELECT upper(stream), version FROM e');
+CALL shadow_indexes('INSERT INTO ix SELECT stream, 1 FROM es_batch; UPDATE ix SET n = 2 WHERE n = 1 AND EXISTS (SELECT FROM es_batch)');
+CALL shadow_indexes('INSERT INTO ix SELECT stream, 1 FROM es_batch WHERE version NOT IN (SELECT n FROM ix)');
+CALL shadow_indexes('WITH d AS (DELETE FROM ix WHERE n = 0 RETURNING 1) INSERT INTO ix SELECT stream, 1 FROM es_batch');
+CALL shadow_indexes('MERGE INTO ix USING es_batch b ON n = b.version WHEN NOT MATCHED THEN INSERT VALUES (b.stream, 1)');
+CALL shadow_indexes('SELECT ix_add(e) FROM es_batch e');
+DROP EVENT TRIGGER regress_es_look;
+SELECT es_drop_projection('ix');
+
 -- Rows whose unique values were exchanged, and rows that referred to others.
 CREATE TABLE box (n int PRIMARY KEY, holder text NOT NULL UNIQUE);
 CREATE TABLE ware (id int PRIMARY KEY, box int NOT NULL REFERENCES box);

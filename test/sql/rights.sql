@@ -127,8 +127,6 @@ SELECT * FROM es_batch;
 SELECT es_create_command('CLOSE', 'account', 'CLOSED');
 SELECT es_drop_command('OPEN');
 INSERT INTO es.event VALUES (1000, 1, now(), 'a-1', 'a', 'A', '{}', NULL);
-COPY es.event FROM stdin;
-\.
 DELETE FROM es.event;
 SELECT setval('es.event_position', 1);
 SELECT es_wait('p', 1);
@@ -234,11 +232,13 @@ TABLE es.command_grant;
 -- es.event, es.tag and es_batch.
 SELECT es_append('account-b', 'OPENED', '{}', NULL, '{"tenant": "b"}', ARRAY['z']) IS NOT NULL AS ok;
 SELECT es_append('audit-1', 'SEEN', '{}', NULL, '{"tenant": "a"}') IS NOT NULL AS ok;
-CREATE ROLE regress_es_tenant;
+CREATE ROLE regress_es_tenant LOGIN;
 SELECT es_grant('regress_es_tenant', 'reader'), es_grant('regress_es_tenant', 'projector');
 CREATE TABLE tenant_of (member regrole, tenant text);
 INSERT INTO tenant_of VALUES ('regress_es_tenant', 'a');
 GRANT SELECT ON tenant_of TO PUBLIC;
+CREATE TABLE seen_by_tenant (stream text, version bigint);
+GRANT INSERT ON seen_by_tenant TO regress_es_tenant;
 ALTER TABLE es.event ENABLE ROW LEVEL SECURITY;
 ALTER TABLE es.tag ENABLE ROW LEVEL SECURITY;
 CREATE POLICY by_tenant ON es.event FOR SELECT USING (
@@ -253,6 +253,8 @@ SELECT count(*) AS of_category_audit FROM es_read(0, 100, 'audit');
 SELECT count(*) AS of_other_tenant FROM es_stream('account-b');
 SELECT count(*) AS of_own FROM es_stream('account-1');
 SELECT tag FROM es.tag ORDER BY tag;
+SELECT stream, version FROM es_read_matching('{"items": [{"types": ["OPENED"]}]}');
+SELECT es_create_projection('of_tenant', 'INSERT INTO seen_by_tenant SELECT stream, version FROM es_batch', mode => 'sync');
 SET es.batch = '0,1000000';
 SELECT stream, version FROM es_batch ORDER BY position;
 RESET es.batch;
@@ -268,6 +270,11 @@ SET client_min_messages = error;
 RESET ROLE;
 -- The same session, as a role that the policy does not bind.
 SELECT count(*) > 2 AS sees_all FROM es_read();
+-- What somebody else appends, a tenant's projection gets as far as the tenant may
+-- see it.
+SELECT version FROM es_append('account-b', 'CLOSED', metadata => '{"tenant": "b"}');
+SELECT version FROM es_append('account-1', 'CLOSED', metadata => '{"tenant": "a"}');
+TABLE seen_by_tenant;
 
 \c contrib_regression
 DROP DATABASE regress_es_rights;

@@ -3,7 +3,7 @@
 #	  log: under concurrent load, crashes, pauses, rebuilds, and changes of
 #	  mode, partitions and batches at random moments.
 #
-#	ES_SECONDS	how long (default 20)
+#	ES_SECONDS	how long (default 60)
 #	ES_SEED		what happens (default: another one each time; it is printed)
 
 use strict;
@@ -14,7 +14,7 @@ use PostgreSQL::Test::Utils;
 use Test::More;
 use Time::HiRes qw(time sleep);
 
-my $seconds = $ENV{ES_SECONDS} // 20;
+my $seconds = $ENV{ES_SECONDS} // 60;
 my $seed = $ENV{ES_SEED} // int(time * 1000) % 1_000_000;
 
 srand($seed);

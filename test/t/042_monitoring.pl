@@ -46,6 +46,26 @@ foreach my $query (sort keys %queries)
 
 my $dashboard = decode_json(slurp_file('doc/monitoring/dashboard.json'));
 my %metrics = map { my $q = $_; map { ("${q}_$_" => 1) } @{ $columns{$q} } } keys %columns;
+
+# What Grafana asks of a dashboard that is imported.
+ok($dashboard->{title} && $dashboard->{uid} =~ /^[\w-]{1,40}$/ && $dashboard->{schemaVersion} >= 30
+	  && !defined $dashboard->{id}, 'the dashboard can be imported');
+my ($source) = grep { $_->{type} eq 'datasource' } @{ $dashboard->{templating}{list} };
+is($source->{query}, 'prometheus', 'whoever imports it chooses the data source');
+my (%ids, %cells);
+foreach my $panel (@{ $dashboard->{panels} })
+{
+	my ($x, $y, $w, $h) = @{ $panel->{gridPos} }{qw(x y w h)};
+	my $overlap = 0;
+
+	foreach my $row ($y .. $y + $h - 1)
+	{
+		$overlap += $cells{"$row $_"}++ foreach $x .. $x + $w - 1;
+	}
+	ok(!$ids{ $panel->{id} }++ && $x + $w <= 24 && !$overlap && $panel->{type} =~ /^(stat|timeseries)$/,
+		"the panel \"$panel->{title}\" has a place of its own");
+	is($panel->{datasource}{uid}, "\${$source->{name}}", 'and shows what the data source has');
+}
 foreach my $panel (@{ $dashboard->{panels} })
 {
 	my @used = map { $_->{expr} =~ /\b(es_\w+)/g } @{ $panel->{targets} };
@@ -71,10 +91,10 @@ SKIP:
 	$node->safe_psql('postgres', q{
 		SELECT count(es_append('order-' || i, 'T', '{"n": 1}')) FROM generate_series(1, 1000) i});
 	$in .= "TABLE es_top \\watch 1\n";
-	$psql->pump until $out =~ /orders\s*\|\s*paused\s*\|\s*#########\.+\s*\|\s*1000 .*orders\s*\|/s;
+	$psql->pump until $out =~ /orders\s*\|\s*paused\s*\|\s*#####\.{5}\s*\|\s*1000 .*orders\s*\|/s;
 	pass('a projection that is a thousand events behind has a bar for it, every second');
 	$node->safe_psql('postgres', q{SELECT es_resume('orders')});
-	$psql->pump until $out =~ /orders\s*\|\s*caught up\s*\|\s*\.+\s*\|\s*0 /s;
+	$psql->pump until $out =~ /orders\s*\|\s*caught up\s*\|\s*\.{10}\s*\|\s*0 /s;
 	pass('and none when it has caught up');
 	$psql->signal('INT');
 	$in .= "\\q\n";

@@ -48,8 +48,10 @@ sql(q{SELECT es_append('customer-1', 'CUSTOMER_MOVED')});
 $listener->wait_for(qr/"es" with payload/);
 is_deeply([ $listener->messages('orders') ], [],
 	'a channel is silent when there is nothing for it');
-is(sql(q{SELECT string_agg(concat_ws(' ', name, notifications, events, "position"), ', ' ORDER BY name) FROM es_channels}),
-	'es 2 11, orders 1 5 9, shipped 1 1 7', 'es_channels counts');
+my $counts = q{SELECT string_agg(concat_ws(' ', name, notifications, events, "position"), ', ' ORDER BY name) FROM es_channels};
+# They are written down after the listeners are told.
+$node->poll_query_until('postgres', $counts, 'es 2 11, orders 1 5 9, shipped 1 1 7');
+is(sql($counts), 'es 2 11, orders 1 5 9, shipped 1 1 7', 'es_channels counts');
 
 # An interval joins what happens in it.
 $listener->forget;
@@ -69,6 +71,30 @@ sql(q{SELECT es_append('order-9', 'ORDER_SHIPPED')});
 $listener->wait_for(qr/"shipped" with payload/);
 like(join(' ', $listener->messages('shipped')), qr/"count":1\}$/,
 	'an event that was rolled back is not announced');
+
+# A channel tells of the events of the transaction that makes it.
+$listener->run('LISTEN early');
+$listener->forget;
+sql(q{BEGIN; SELECT es_append('early-1', 'CAME'), es_create_channel('early', types => ARRAY['CAME']); COMMIT});
+$listener->wait_for(qr/"early" with payload.*"count":1\}/);
+pass('a channel tells of events that are committed with it');
+
+# Who drops a channel and does not commit holds up nobody.
+my $dropper = EsListener->new($node, 'postgres');
+$dropper->run(q{BEGIN; SELECT es_drop_channel('early')});
+$listener->forget;
+sql(q{SELECT es_append('order-1', 'CAME')});
+$listener->wait_for(qr/"early" with payload.*"count":1\}/);
+wait_until(q{SELECT events = 2 FROM es_channels WHERE name = 'early'});
+is(sql('SELECT es.notify_failures()'), 0, 'a channel that is being dropped holds no announcement up');
+$dropper->run('COMMIT');
+$dropper->finish;
+sql(q{SELECT es_create_channel('early')});
+is(sql(q{SELECT events FROM es_channels WHERE name = 'early'}), 0, 'and one of the same name begins to count anew');
+$listener->forget;
+sql(q{SELECT es_append('order-1', 'CAME')});
+wait_until(q{SELECT events = 1 AND notifications = 1 FROM es_channels WHERE name = 'early'});
+sql(q{SELECT es_drop_channel('early')});
 
 # A listener that sleeps in a transaction: appends go on.
 my $sleeper = EsListener->new($node, 'postgres', 'es');
@@ -100,11 +126,15 @@ is(sql(qq{SELECT "position" > $first FROM es.settled}), 't',
 is_deeply([ $listener->messages('shipped') ], [], 'though nobody is told');
 like(sql(q{SELECT last_error FROM es_channels WHERE name = 'es'}), qr/lock timeout/,
 	'es_channels says why');
+like(sql('SELECT ok, problems FROM es_health()'),
+	qr/^f\|.*New events cannot be announced since \d+ seconds: .*lock timeout/, 'es_health() says so');
 ok($node->log_has(qr/could not announce new events/), 'and so does the log');
 sql(q{SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE wait_event = 'SyncRep'});
 $stuck->finish;
 $listener->wait_for(qr/"shipped" with payload.*"count":2\}/);
 pass('what was not announced is announced as soon as that is possible');
+$node->poll_query_until('postgres', 'SELECT ok FROM es_health()');
+is(sql('SELECT problems FROM es_health()'), '{}', 'and es_health() has nothing to say any more');
 $listener->finish;
 $node->append_conf('postgresql.conf', "synchronous_standby_names = ''\n");
 

@@ -153,11 +153,15 @@ command_ok([ 'psql', '-Xq', '-v', 'ON_ERROR_STOP=1', '-f', $dump, '-d', $node->c
 is($node->safe_psql('restored', q{SELECT read_model, key_columns, channel FROM es_watches ORDER BY 1::text}),
 	"balance|{account,currency}|balance\nother|{id}|changes", 'a restored database watches the same tables');
 
-# After a restart.
+# After a restart: the sessions are gone, and so is what they watched.
+$second = EsListener->new($node, 'postgres');
+$second->run("SELECT es_watch_key('balance', '$key')");
+cmp_ok(sql('SELECT count(*) FROM es.watched_key'), '>', 0, 'a key is watched');
 $node->restart;
 $listener = EsListener->new($node, 'postgres', 'balance', 'changes');
 is_deeply(heard(q{INSERT INTO balance VALUES ('s1', 'EUR', 1)}),
 	[ keys_message(key_of('s1', 'EUR')) ], 'watches outlive a restart');
+is(sql('SELECT count(*) FROM es.watched_key'), 0, 'and keys are gone with the sessions that watched them');
 sql(q{SELECT es_unwatch('balance')});
 is_deeply(heard(q{INSERT INTO balance VALUES ('s2', 'EUR', 1)}), [], 'es_unwatch() ends them');
 is(sql('SELECT count(*) FROM es.change'), 0, 'nothing is left over');

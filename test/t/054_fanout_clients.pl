@@ -45,16 +45,27 @@ sub follow
 
 follow('C', 'END_C', EsExample::build('consumer'));
 
-SKIP:
+# Why the consumer in Node cannot run here, or nothing.
+sub no_node
 {
 	my $modules = "$ENV{TESTDIR}/npm";
 
-	skip('there is no node and npm here', 2)
+	return 'there is no node and npm here'
 	  if system('node --version >/dev/null 2>&1 && npm --version >/dev/null 2>&1') != 0;
 	mkdir $modules;
-	skip('npm cannot install pg here', 2)
+	return "npm cannot install pg here, see $modules/log"
 	  if system("npm install --silent --no-audit --no-fund --prefix '$modules' pg >'$modules/log' 2>&1") != 0;
 	$ENV{NODE_PATH} = "$modules/node_modules";
+	return;
+}
+
+SKIP:
+{
+	my $why = no_node();
+
+	# prove tells nobody of a skipped part.
+	diag("the consumer in Node is not tried: $why") if $why;
+	skip($why, 2) if $why;
 	follow('Node', 'END_NODE', 'node', 'test/clients/consumer.js');
 }
 

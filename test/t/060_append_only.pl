@@ -1,15 +1,18 @@
 #
 # The log is append-only for what does not come through SQL, too: logical apply,
-# and a drop that races with an append.
+# and a drop that races with an append.  At the end, the list of all attacks with
+# the answer each got: those by SQL are the ones of test/sql/append_only.sql.
 #
 use strict;
 use warnings;
 use EsClient;
 use EsNode;
+use EsTable;
 use IPC::Run;
 use PostgreSQL::Test::Utils;
 use Test::More;
 
+my @attacks = ([ 'log', 'attack', 'by a superuser', q{by the log's owner} ]);
 my $event = q{position, version, recorded_at, stream, category, type, payload, metadata};
 
 # A publisher that is no event log, so that it can send what it likes.
@@ -26,6 +29,22 @@ $forger->safe_psql('postgres', q{
 my $node = EsNode->create('log');
 my $connection = $forger->connstr . ' dbname=postgres';
 
+# What the server's log says of an attack, as the tables of append_only.sql do.
+sub answer
+{
+	my ($offset) = @_;
+	my ($error) = slurp_file($node->logfile, $offset) =~ /ERROR: +(.*is refused: the log is append-only)/;
+
+	return '55000 ' . $error =~ s/: the log is append-only/ */r;
+}
+
+sub short
+{
+	my ($text, $width) = @_;
+
+	return length($text) > $width ? substr($text, 0, $width - 3) . '...' : $text;
+}
+
 # Let the publisher send a change to a log in use, and see how apply fares.
 sub refused
 {
@@ -38,6 +57,7 @@ sub refused
 	$forger->safe_psql('postgres', $change);
 	ok($node->wait_for_log(qr/ERROR: .*$operation on "es\.event" is refused: the log is append-only/, $offset),
 		"logical apply of $what to a log in use is refused");
+	push @attacks, [ 'in use', "logical apply of $what", answer($offset), '' ];
 	$node->safe_psql('postgres', 'DROP SUBSCRIPTION forged');
 	is($node->safe_psql('postgres', "SELECT $event FROM es.event ORDER BY position"),
 		$before, "... and changes nothing");
@@ -74,6 +94,7 @@ $node->safe_psql('postgres', qq{
 	CREATE SUBSCRIPTION forged CONNECTION '$connection' PUBLICATION forged});
 ok($node->wait_for_log(qr/ERROR: .*INSERT on "es\.event" is refused/, $offset),
 	'the initial copy of a subscription into a log in use is refused');
+push @attacks, [ 'in use', 'the initial copy of a subscription', answer($offset), '' ];
 $node->safe_psql('postgres', 'DROP SUBSCRIPTION forged');
 is($node->safe_psql('postgres', q{SELECT string_agg(type, ',' ORDER BY position) FROM es.event}),
 	'A,B,C', '... and changes nothing');
@@ -97,6 +118,23 @@ $drop->finish;
 like($stderr, qr/DROP is refused: the log is append-only/,
 	'DROP EXTENSION that had to wait for the first append is refused');
 is($node->safe_psql('race', 'SELECT count(*) FROM es.event'), '1', '... and the event is there');
+push @attacks, [ 'in use', 'DROP EXTENSION that waited for the first append',
+	$stderr =~ /ERROR: +DROP is refused/ ? '55000 DROP is refused *' : $stderr, '' ];
+
+# All that can be tried by SQL.
+$node->safe_psql('postgres', 'CREATE DATABASE contrib_regression');
+my @by_sql;
+my $log = 'empty';
+foreach my $line (split /\n/, $node->safe_psql('contrib_regression', slurp_file('test/sql/append_only.sql')))
+{
+	# What is appended there tells so.
+	$log = 'in use' if $line eq 't';
+	my ($attack, $superuser, $owner) = $line =~ /^(.*)\|(.*)\|(.*)$/ or next;
+	push @by_sql, [ $log, short($attack, 76), short($superuser, 50),
+		$owner eq $superuser ? 'the same' : short($owner, 50) ];
+}
+cmp_ok(scalar(@by_sql), '>', 90, 'every attack by SQL got an answer');
+report('doc/security.md', $attacks[0], @by_sql, @attacks[ 1 .. $#attacks ]);
 
 $node->stop;
 $forger->stop;

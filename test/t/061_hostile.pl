@@ -1,12 +1,13 @@
 #
 # Hostile owners of projections, owners of read models, and callers: whatever
 # they try, their SQL has the rights of their own sessions and no others, and
-# each event is applied once.
+# each event is applied once.  At the end, what was tried and what it came to.
 #
 use strict;
 use warnings;
 use EsClient;
 use EsNode;
+use EsTable;
 use Test::More;
 use Time::HiRes qw(time);
 
@@ -100,6 +101,9 @@ my %expected = (
 	'COMMIT' => '0A000',
 	(map { $_ => 'done' } 'RESET ROLE', 'SET ROLE NONE', 'RESET SESSION AUTHORIZATION', 'SELECT 1'));
 
+# What each attack got, for the table at the end.
+my (%got, @others);
+
 sub append
 {
 	my ($n) = @_;
@@ -113,11 +117,11 @@ sub applied_once
 {
 	my ($projection, $table, $what) = @_;
 
-	ok($node->wait_caught_up('postgres', $projection), "$what: goes on");
-	is($node->safe_psql('postgres', "SELECT n, positions FROM $table"),
+	my $well = ok($node->wait_caught_up('postgres', $projection), "$what: goes on");
+	$well &= is($node->safe_psql('postgres', "SELECT n, positions FROM $table"),
 		$node->safe_psql('postgres', 'SELECT count(*), sum("position") FROM es.event'),
 		"$what: each event is applied once");
-	return;
+	return $well ? 'each event applied once' : 'HARM DONE';
 }
 
 append(1);
@@ -143,7 +147,8 @@ $alice->do(q{SELECT es_create_projection('attack', $$
 	  FROM (SELECT count(*), sum("position") FROM es_batch) b (n, p)$$)});
 append(20);
 applied_once('attack', 'alice.total', 'a projection that tries everything');
-is_deeply(answers('alice/alice'), \%expected, '... gets what its owner would get in a session');
+$got{projection} = answers('alice/alice');
+is_deeply($got{projection}, \%expected, '... gets what its owner would get in a session');
 is_deeply(answers('%'), \%expected, '... and nothing runs as anybody else');
 is($node->safe_psql('postgres', 'SELECT DISTINCT who FROM alice.noticed'),
 	'alice/alice', 'a deferred trigger runs as the owner, too');
@@ -155,7 +160,8 @@ append(1);
 my %in_other_session = (%expected,
 	'ALTER SYSTEM SET work_mem : 64' => '25001',
 	(map { $_ => '42501' } 'RESET ROLE', 'SET ROLE NONE', 'RESET SESSION AUTHORIZATION'));
-is_deeply(answers('alice/postgres'), \%in_other_session,
+$got{synchronous} = answers('alice/postgres');
+is_deeply($got{synchronous}, \%in_other_session,
 	q{a synchronous projection cannot become the superuser who appends});
 is_deeply(answers('postgres/%'), {}, '... nor does anything run as him');
 $alice->do(q{SELECT es_drop_projection('sync')});
@@ -199,7 +205,8 @@ foreach my $setting (
 	$node->wait_caught_up('postgres', 'leaver');
 	$alice->do(q{SELECT es_drop_projection('leaver')});
 	append(3);
-	applied_once('attack', 'alice.total', "after a projection left '$statement' behind");
+	push @others, [ 'leave it to the next batch', $statement,
+		applied_once('attack', 'alice.total', "after a projection left '$statement' behind") ];
 }
 
 # A transaction control statement that hides in a procedure or in the query.
@@ -208,6 +215,7 @@ foreach my $query ('COMMIT', 'BEGIN; SELECT 1', 'CALL alice.p()', 'DO $d$ BEGIN 
 {
 	eval { $alice->do(q{SELECT es_create_projection('q', ?)}, undef, $query) };
 	is($alice->state, '0A000', "a projection of '$query' is refused");
+	push @others, [ 'make it the query of a projection', $query, $alice->state ];
 }
 
 # A projection that makes functions: they are the owner's.
@@ -237,10 +245,23 @@ $node->safe_psql('postgres', 'TRUNCATE outcome');
 $alice->do(q{SELECT es_drop_projection('attack'), es_drop_projection('maker')});
 $alice->do(q{SELECT es_create_projection('trapped', 'INSERT INTO public.trap SELECT count(*) FROM es_batch')});
 $node->wait_caught_up('postgres', 'trapped');
-is_deeply(answers('alice/alice'), \%expected,
+$got{trigger} = answers('alice/alice');
+is_deeply($got{trigger}, \%expected,
 	q{a trigger of another's table runs with the projection owner's rights and no more});
 is_deeply(answers('%'), \%expected, '... in its commit, too');
 $alice->do(q{SELECT es_drop_projection('trapped')});
+
+# A function of somebody else that fits a call better than the owner's own, in a
+# schema of the search_path: it is found, and has the owner's rights and no more.
+$alice->do(q{CREATE FUNCTION alice.shadowed(numeric) RETURNS void LANGUAGE sql AS 'SELECT'});
+$mallory->do(q{CREATE FUNCTION public.shadowed(bigint) RETURNS void LANGUAGE sql AS 'SELECT public.try_all()'});
+$node->safe_psql('postgres', 'TRUNCATE outcome');
+$alice->do(q{SELECT es_create_projection('shadowed', 'SELECT shadowed(max("position")) FROM es_batch HAVING count(*) > 0')});
+$node->wait_caught_up('postgres', 'shadowed');
+$got{shadow} = answers('alice/alice');
+is_deeply($got{shadow}, \%expected, q{a function that shadows the owner's runs with the owner's rights and no more});
+is_deeply(answers('%'), \%expected, '... and nothing runs as anybody else');
+$alice->do(q{SELECT es_drop_projection('shadowed')});
 
 # A projection that is ended and cancelled by its own SQL.
 $alice->do(q{
@@ -255,7 +276,8 @@ $alice->do(q{SELECT es_create_projection('mortal', $$
 $node->poll_query_until('postgres', q{
 	SELECT "position" >= (SELECT max("position") FROM es.event) FROM es.checkpoint WHERE projection = 'mortal'})
   or die 'the projection has not come back';
-applied_once('mortal', 'alice.deaths', 'a projection that cancels and ends its own worker');
+push @others, [ 'call it in a projection', 'pg_cancel_backend, pg_terminate_backend of its worker',
+	applied_once('mortal', 'alice.deaths', 'a projection that cancels and ends its own worker') ];
 $alice->do(q{SELECT es_drop_projection('mortal')});
 
 # Validators run as the caller, and can do no harm to the log.
@@ -288,7 +310,9 @@ sub submit
 		$bob->selectrow_array(q{SELECT version FROM es_submit('DO', ?, jsonb_build_object('attack', ?::text))},
 			undef, $id, $attack);
 	};
-	return $@ ? $bob->state : $row[0];
+	my $answer = $@ ? $bob->state : $row[0];
+	push @others, [ 'validator', $attack, $@ ? $answer : "appended as version $answer" ];
+	return $answer;
 }
 is(submit('who', 1), 1, 'a validator may look');
 is($node->safe_psql('postgres', q{SELECT answer, who FROM outcome WHERE attack = 'validate'}),
@@ -318,6 +342,11 @@ until ($notification = $anybody->pg_notifies)
 }
 like($notification->[2], qr/^\{"epoch":"\d+\/\d+","position":\d+\}$/,
 	'a notification tells a position and nothing of the event');
+
+my @ways = qw(projection synchronous trigger shadow);
+report('doc/security.md', [ 'attack', @ways ],
+	map { my $attack = $_; [ $attack =~ s/ :/ =/r, map { $got{$_}{$attack} // 'not tried' } @ways ] } sort keys %expected);
+report('doc/security.md', [ 'how', 'what', 'answer' ], @others);
 
 $_->disconnect foreach $alice, $mallory, $bob, $anybody;
 $node->stop;

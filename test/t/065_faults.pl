@@ -56,7 +56,7 @@ sub scenario
 	return if $only && $name !~ /$only/;
 	$faults->start($name, %params);
 	$code->();
-	my $verdict = $faults->finish(%params);
+	my $verdict = $faults->finish;
 	is_deeply($verdict->{violations}, [], "$name: nothing is lost or repeated, and all invariants hold");
 	cmp_ok($verdict->{acknowledged}, '>', 0, "$name: the clients got something done");
 	return $verdict;
@@ -100,6 +100,45 @@ sub try_sql
 	return '';
 }
 
+# Workers share partitions out by what each has learnt of them.  One that is slow
+# to hear that a partition is far behind must not let the others believe it when
+# it is not any more: each would take the next partition for somebody else's.
+if (!$only || 'a share that two workers see differently' =~ /$only/)
+{
+	my $session;
+	my $row = q{es.checkpoint WHERE projection = 'split' AND partition = 0};
+	my $streams = q{SELECT min('s-' || g) FILTER (WHERE es.stream_partition('s-' || g, 2) = %d) FROM generate_series(1, 20) g};
+
+	$node->safe_psql('postgres', 'CREATE DATABASE share');
+	$node->safe_psql('share', q{
+		CREATE EXTENSION es;
+		CREATE TABLE seen ("position" bigint);
+		SELECT es_create_projection('split', $$
+			INSERT INTO seen SELECT "position" FROM es_batch; SELECT pg_advisory_xact_lock_shared(1)$$, partitions => 2);
+		SELECT es_append('s-' || g, 'E') FROM generate_series(1, 20) g});
+	my ($first, $second) = map { $node->safe_psql('share', sprintf($streams, $_)) } 0, 1;
+	ok($node->wait_caught_up('share', 'split'), 'a share that two workers see differently: it begins well');
+	ok($node->poll_query_until('share', q{SELECT count(*) = 2 FROM es_stat_workers WHERE kind = 'projector'}),
+		'... with two workers');
+	$session = EsClient->connect($node, 'share');
+	$session->do('SELECT pg_advisory_lock(1)');
+	$faults->arm('projector.take', 'sleep', 0);
+	$session->do("SELECT es_append('$first', 'E')");
+	ok($faults->wait_fired, '... one is about to apply');
+	$session->do($row =~ s/^\S+/UPDATE es.checkpoint SET catching_up = true/r);
+	ok($node->poll_query_until('share', q{SELECT count(*) > 0 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted}),
+		'... does so');
+	$session->do('SELECT es_activate()');
+	usleep(500_000);
+	my ($position) = $session->selectrow_array(qq{SELECT "position" FROM es_append('$second', 'E')});
+	$session->do('SELECT pg_advisory_unlock(1)');
+	is($node->safe_psql('share', "SELECT es_wait('split', $position, '10 s')"), 't',
+		'... while the other has learnt what is true no more; and no partition is left to nobody');
+	is($node->safe_psql('share', "SELECT catching_up FROM $row"), 'f', '... nor believed to be far behind');
+	$session->disconnect;
+	$node->safe_psql('postgres', 'DROP DATABASE share');
+}
+
 scenario('nothing', sub { $faults->round; $faults->work(0.7) });
 
 # ----------------------------------------------------------------------
@@ -133,6 +172,20 @@ scenario('kill -9 postmaster', sub {
 		}
 		$node->_update_pid(1);
 		$faults->wait_back;
+	} });
+
+scenario('kill -9 projector in a timer', sub { at_places('kill', 'timer.submitted', 'timer.committed') },
+	operations => [ [ schedule => 50 ], [ append => 30 ], [ submit => 20 ] ]);
+scenario('kill -9 projector in the merge of a rebuild', sub {
+	foreach my $round (1 .. ($long ? 5 : 1))
+	{
+		$faults->arm('projector.merged', 'kill', 0);
+		$node->safe_psql('postgres', q{SET ROLE owner; SELECT es_rebuild('by_stream')});
+		ok($faults->wait_fired, 'kill at projector.merged: it happened');
+		ok($faults->wait_back, 'kill at projector.merged: the server is back')
+		  or BAIL_OUT('the server does not come back');
+		ok($node->poll_query_until('postgres', 'SELECT bool_and(finished_at IS NOT NULL) FROM es.rebuild'),
+			'kill at projector.merged: the rebuild comes to its end');
 	} });
 
 # ----------------------------------------------------------------------
@@ -257,7 +310,60 @@ scenario('max_worker_processes exhausted', sub {
 	$node->restart;
 	$faults->wait_back });
 
-# A sequence near its end, in a database of its own: the last appends fail, and
+scenario('more than 64 subtransactions', sub { $faults->round; $faults->work($long ? 10 : 1) },
+	operations => [ [ subtransactions => 60 ], [ append => 40 ] ]);
+
+# The queue keeps what a listener that sleeps in a transaction has not read, in a
+# few pages of memory and then in files, which it cannot write here.
+scenario('the queue of NOTIFY is full', sub {
+	my $directory = $node->data_dir . '/pg_notify';
+	my $offset = $node->log_end;
+	my ($listener, $talker) = map { EsClient->connect($node, 'postgres') } 1 .. 2;
+
+	$listener->do('LISTEN es');
+	$listener->begin_work;
+	$listener->selectrow_array('SELECT 1');
+	chmod 0000, $directory or die "$directory: $!";
+	foreach my $size (7900, 100)
+	{
+		my $sent = 0;
+
+		$sent++ while $sent < 1000 && try_sql($talker, "SELECT pg_notify('noise', repeat('x', $size))") eq '';
+	}
+	$faults->round;
+	$faults->work($long ? 10 : 1);
+	ok($node->log_has(qr/could not announce new events/, $offset), 'the queue of NOTIFY is full: it was');
+	chmod 0700, $directory or die "$directory: $!";
+	$listener->rollback;
+	$_->disconnect foreach $listener, $talker;
+	ok($node->poll_query_until('postgres', 'SELECT "position" >= es_settled() FROM es.announced'),
+		'the queue of NOTIFY is full: what could not be announced is announced later') });
+
+# The log runs full, and is given room again.
+scenario('the sequence at its end', sub {
+	my $session = EsClient->connect($node, 'postgres');
+	my $set_last = sub {
+		$node->safe_psql('postgres', qq{SET es.allow_destructive = on;
+			DO \$\$ BEGIN EXECUTE 'ALTER SEQUENCE es.event_position MAXVALUE ' || $_[0]; END \$\$}) };
+	my $state = '';
+
+	$set_last->('(SELECT last_value + 200 FROM es.event_position)');
+	$faults->round;
+	foreach (1 .. 2000)
+	{
+		$state = try_sql($session, 'BEGIN',
+			q{SELECT es_append_batch('rest-1', jsonb_agg('{"type": "E"}'::jsonb)) FROM generate_series(1, 10)});
+		$session->do('ROLLBACK');
+		last if $state eq '2200H';
+	}
+	is($state, '2200H', 'the sequence at its end: there are no positions left');
+	$faults->work(0.5);
+	$set_last->('9223372036854775807');
+	$faults->work(0.5);
+	is(try_sql($session, q{SELECT es_append('rest-1', 'E')}), '', 'the sequence at its end: with room it goes on');
+	$session->disconnect });
+
+# The same to the very last, in a database of its own: the last appends fail, and
 # the log stays readable.
 if (!$only || 'a sequence near its end' =~ /$only/)
 {
@@ -293,6 +399,9 @@ sub wanted
 
 # Leave a server with another clock, by libfaketime.
 my ($faketime) = glob('/usr/lib/*/faketime/libfaketime.so.1');
+my @left_out;
+push @left_out, 'the clock (there is no libfaketime)' if $long && !$faketime;
+push @left_out, 'a full disk (only root can mount a small one)' if $long && !$ENV{ES_SMALL_DISK};
 if (wanted('the clock is set back by an hour') && $faketime)
 {
 	my $file = "$dir/clock";
@@ -435,6 +544,10 @@ foreach my $mode ('synchronous', 'asynchronous')
 	$node->reload;
 }
 
+my $handbook = slurp_file('doc/operations.md');
+is(join(', ', grep { $handbook !~ /^\Q$_\E  /m } map { $_->{name} } @{ $faults->{verdicts} }), '',
+	'doc/operations.md has a row for each fault');
 diag("\n" . $faults->matrix . sprintf("(seed %d, %.0f s)", $seed, time - $began));
+diag('left out: ' . join(', ', @left_out)) if @left_out;
 $node->stop;
 done_testing();

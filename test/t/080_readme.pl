@@ -1,12 +1,11 @@
 #
-# What README.md and doc say: the SQL of the README, typed in from its first
-# line to its last, prints what stands below it, and no function, view or
-# setting goes without a word.
+# What README.md and doc say: the SQL of the README and of the pages named below,
+# typed in from the first line of a page to its last, prints what stands below
+# it, and no function, view or setting goes without a word.
 #
-# Each ```sql block is run, in one session of one database that has es; a ```
-# block that follows it is what it prints, and where none does it must print no
-# error.  Where they differ, results/README.md is the README as it would be
-# true.
+# Each ```sql block is run, in one session for each page, of a database that has
+# es; a ``` block that follows it is what it prints, and where none does it must
+# print no error.  Where they differ, results has the page as it would be true.
 #
 use strict;
 use warnings;
@@ -53,11 +52,11 @@ my $wait_for_news = q{
 # when they are done.
 sub printed
 {
-	my ($node, @blocks) = @_;
+	my ($node, $database, @blocks) = @_;
 	my $mark = 'end of block';
 	my $output;
 
-	run [ 'psql', '-X', '-d', $node->connstr('postgres') ],
+	run [ 'psql', '-X', '-d', $node->connstr($database) ],
 	  '<', \join("\\echo $mark\n", @blocks, $wait_for_news), '>&', \$output
 	  or die "psql failed: $output";
 	$output =~ s/^psql:<stdin>:\d+: //mg;
@@ -67,63 +66,78 @@ sub printed
 	return @outputs;
 }
 
-my $readme = slurp_file('README.md');
-my $block = qr/^```sql\n(.*?)^```\n(?:\n*^```\n(.*?)^```\n)?/ms;
-my (@blocks, @claims, @names);
-
-while ($readme =~ /$block/g)
+# Run a page and compare.
+sub check_page
 {
-	push @blocks, $1;
-	push @claims, $2;
-	push @names, 'line ' . (1 + (substr($readme, 0, $-[0]) =~ tr/\n//));
-}
-ok(@blocks > 0, 'the README has SQL to run');
+	my ($node, $page) = @_;
+	my $text = slurp_file($page);
+	my $database = $page =~ s/\W/_/gr;
+	my $block = qr/^```sql\n(.*?)^```\n(?:\n*^```\n(.*?)^```\n)?/ms;
+	my (@blocks, @claims, @names);
 
-$ENV{PGUSER} = 'postgres';
-my $node = EsNode->create('readme', extra => ['--username=postgres']);
-my @outputs = printed($node, @blocks);
-my (undef, @news) = text_and_news(join('', @outputs));
-my $true = $readme;
-my $i = 0;
-
-pop @outputs;
-foreach my $output (@outputs)
-{
-	my $name = "README.md $names[$i]";
-
-	if (defined $claims[$i])
+	while ($text =~ /$block/g)
 	{
-		my ($text) = text_and_news($output);
+		push @blocks, $1;
+		push @claims, $2;
+		push @names, "$page line " . (1 + (substr($text, 0, $-[0]) =~ tr/\n//));
+	}
+	ok(@blocks > 0, "$page has SQL to run");
+
+	$node->safe_psql('postgres', qq{CREATE DATABASE "$database"});
+	$node->safe_psql($database, 'CREATE EXTENSION es');
+	my @outputs = printed($node, $database, @blocks);
+	my (undef, @news) = text_and_news(join('', @outputs));
+
+	pop @outputs;
+	foreach my $i (0 .. $#outputs)
+	{
+		if (!defined $claims[$i])
+		{
+			unlike($outputs[$i], qr/^(ERROR|WARNING|FATAL)/m, "$names[$i] runs without an error");
+			next;
+		}
+		my ($printed) = text_and_news($outputs[$i]);
 		my ($claim, @claimed) = text_and_news($claims[$i]);
-		my $is_true = is($text, $claim, "$name prints what it says");
+		my $is_true = is($printed, $claim, "$names[$i] prints what it says");
 
 		foreach my $claimed (@claimed)
 		{
-			$is_true &= ok((grep { $_ eq $claimed } @news), "$name is notified as it says")
+			$is_true &= ok((grep { $_ eq $claimed } @news), "$names[$i] is notified as it says")
 			  or diag("claimed: $claimed", "\ncame: ", join("\n", @news));
 		}
 		# Leave a claim that is true as it is.
 		$outputs[$i] = $claims[$i] if $is_true;
 	}
-	else
-	{
-		unlike($output, qr/^(ERROR|WARNING|FATAL)/m, "$name runs without an error");
-	}
-	$i++;
+	write_true_page($page, $text, $block, \@claims, \@outputs);
+	return;
 }
 
-$i = 0;
-$true =~ s{$block}{
-	my ($sql, $claim, $result) = ($1, $2, $outputs[$i++]);
+# Write the page as it would be true.
+sub write_true_page
+{
+	my ($page, $text, $block, $claims, $outputs) = @_;
+	my $i = 0;
 
-	$result =~ s/[ \t]+$//mg;
-	$result =~ s/\n+\z/\n/;
-	"```sql\n$sql```\n" . (defined $claim ? "\n```\n$result```\n" : '');
-}ge;
-mkdir 'results';
-open(my $file, '>', 'results/README.md') or die "results/README.md: $!";
-print $file $true;
-close($file);
+	$text =~ s{$block}{
+		my ($sql, $claim, $result) = ($1, $claims->[$i], $outputs->[$i]);
+
+		$i++;
+		$result =~ s/[ \t]+$//mg;
+		$result =~ s/\n+\z/\n/;
+		"```sql\n$sql```\n" . (defined $claim ? "\n```\n$result```\n" : '');
+	}ge;
+	mkdir 'results';
+	my $name = 'results/' . $page =~ s{.*/}{}r;
+	open(my $file, '>', $name) or die "$name: $!";
+	print $file $text;
+	close($file);
+	return;
+}
+
+$ENV{PGUSER} = 'postgres';
+my $node = EsNode->create('readme', extra => ['--username=postgres']);
+
+check_page($node, $_) foreach ('README.md', 'doc/projections.md');
 
 # Everything that there is has its word somewhere.
 my $words = join("\n", map { slurp_file($_) } 'README.md', glob('doc/*.md'));
