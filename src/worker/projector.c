@@ -504,6 +504,7 @@ es_projector_main(Datum arg)
 	for (;;)
 	{
 		TimestampTz round_began = GetCurrentTimestamp();
+		uint64		changes = es_changes();
 		long		timeout;
 
 		MemoryContextReset(state.batch_context);
@@ -516,7 +517,8 @@ es_projector_main(Datum arg)
 			break;
 		if (apply_all(&timeout))
 			let_events_gather(round_began);
-		else
+		/* Who waits for a lock, as a timer's command may, uses up wake-ups. */
+		else if (changes == es_changes())
 		{
 			long		until_timer = es_timers_timeout();
 
