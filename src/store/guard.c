@@ -45,6 +45,7 @@
 #include "nodes/parsenodes.h"
 #include "store/guard.h"
 #include "store/identity.h"
+#include "store/watermark.h"
 #include "tcop/utility.h"
 #include "utils/fmgroids.h"
 #include "utils/inval.h"
@@ -503,14 +504,19 @@ check_altered(Oid classId, Oid objectId)
 
 /*
  * Something is about to be dropped.  All that goes with it is locked, so
- * nobody can be in the middle of an append.
+ * nobody can be in the middle of an append.  Workers of a log that goes have to
+ * look for it.
  */
 static void
 check_dropped(Oid classId, Oid objectId)
 {
-	if ((classId == RelationRelationId || classId == TriggerRelationId) &&
-		is_log(relation_of(classId, objectId)) && is_guarded() && holds_events())
+	if ((classId != RelationRelationId && classId != TriggerRelationId) ||
+		!is_log(relation_of(classId, objectId)))
+		return;
+	if (is_guarded() && holds_events())
 		refuse("DROP");
+	if (classId == RelationRelationId)
+		es_wake_at_drop();
 }
 
 static void

@@ -686,6 +686,24 @@ es_wake_at_commit(void)
 }
 
 /*
+ * The same where the log is being dropped; raises no error, also where the
+ * library was not preloaded or the database is not known to it.
+ */
+void
+es_wake_at_drop(void)
+{
+	bool		known;
+
+	if (shared == NULL)
+		return;
+	LWLockAcquire(shared->lock, LW_SHARED);
+	known = find_database(MyDatabaseId) != NULL;
+	LWLockRelease(shared->lock);
+	if (known)
+		es_wake_at_commit();
+}
+
+/*
  * How often what the workers go by has changed.  Invalidations cannot tell
  * them: these are sent after the callback that wakes, so that who is quick
  * would find none and sleep on.

@@ -50,6 +50,7 @@ extern int64 es_settled_peek(void);
 extern void es_settled_record(int64 position);
 extern int64 es_first_own_position(void);
 extern void es_wake_at_commit(void);
+extern void es_wake_at_drop(void);
 extern void es_news_at_commit(void);
 extern uint64 es_changes(void);
 extern void es_timers_wake_at_commit(void);

@@ -193,9 +193,14 @@ refresh(void)
 		state.projections = NIL;
 	else if (state.generation != es_projections_generation())
 	{
-		PushActiveSnapshot(GetTransactionSnapshot());
-		learn();
-		PopActiveSnapshot();
+		if (es_catalog_locked() != NULL)
+		{
+			PushActiveSnapshot(GetTransactionSnapshot());
+			learn();
+			PopActiveSnapshot();
+		}
+		else
+			state.projections = NIL;
 	}
 	commit();
 	take_share();
