@@ -21,8 +21,8 @@ CREATE FUNCTION es.next_version() RETURNS text
 	AS 'MODULE_PATHNAME', 'es_epoch' LANGUAGE C STABLE PARALLEL SAFE;
 COMMENT ON FUNCTION es.next_version() IS 'What the next version adds.';
 REVOKE ALL ON FUNCTION es.next_version() FROM PUBLIC;
-ALTER TABLE es.settled ADD COLUMN next_version boolean;
-COMMENT ON COLUMN es.settled.next_version IS 'What the next version adds.';
+ALTER TABLE es.announced ADD COLUMN next_version boolean;
+COMMENT ON COLUMN es.announced.next_version IS 'What the next version adds.';
 };
 
 # Build it, with both scripts and the delta, under a prefix of its own.
