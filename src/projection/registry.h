@@ -20,9 +20,11 @@
  */
 typedef struct EsPace
 {
+	bool		warm;			/* not the first batch any more */
 	int			size;			/* positions in the best batch so far */
 	double		rate;			/* how many a millisecond that were; or 0 */
-	int			ceiling;		/* no more than this; or 0 */
+	int			stage;			/* of what is tried next */
+	bool		moved;			/* another size was better once */
 } EsPace;
 
 /*

@@ -3,16 +3,17 @@
  *	  How large to make the batches of a projection that is far behind.
  *
  * Large batches are faster for SQL that folds many events into a row, and
- * slower for SQL whose sort no longer fits into work_mem: which it is, only
- * trying tells.  So go up in steps as long as a batch fits into a slice of time
- * at the rate of the best so far; keep a size if its rate is no worse, and
- * otherwise go back and try a quarter of it.
+ * slower for SQL whose sort no longer fits into work_mem, or that updates a row
+ * again and again, whose dead versions can go after the commit only: which it
+ * is, only trying tells.  So multiply the size as long as that is faster; where
+ * it is not even once, divide; then stay.  The first batch is not counted: it
+ * pays for plans and for reading the catalogs.
  *
  * A batch is one transaction, which holds its locks and its snapshot to the
  * end, and cannot be paused or cancelled before.  So the slice is short where
  * other projections of the worker wait, longer where readers of what is served
  * might, and longest for a rebuild, whose tables nobody sees.  That one is
- * given maintenance_work_mem too, so it goes up in one step.
+ * given maintenance_work_mem too, so it tries a very large step first.
  *-------------------------------------------------------------------------
  */
 #include "postgres.h"
@@ -26,20 +27,27 @@
 #define SLICE_SERVED_MS		1000
 #define SLICE_REBUILD_MS	5000
 
-/* Times the best size so far. */
-#define STEP	4
+/* What to multiply the best size so far by; each until it is no gain. */
+static const double served_steps[] = {4, 0.25, 1};
+static const double rebuild_steps[] = {128, 4, 0.25, 1};
+
+/* A rate that is more by less than this may be chance. */
+#define GAIN	1.05
 
 /* The first, where others wait; and the least, however long it takes. */
 #define FIRST_WAITED_FOR	1000
 #define LEAST_SIZE	200
 
-/* A rate that is less by no more than this may be chance. */
-#define NO_WORSE	0.9
-
 bool
 es_is_far_behind(const EsProjection *p)
 {
 	return p->rebuild > 0 || p->catching_up;
+}
+
+static double
+step_of(const EsProjection *p)
+{
+	return (p->rebuild > 0 ? rebuild_steps : served_steps)[p->pace.stage];
 }
 
 /*
@@ -62,11 +70,7 @@ es_pace_before(EsProjection *p, bool others_wait)
 	}
 	size = others_wait ? Min(FIRST_WAITED_FOR, es_batch_size) : es_batch_size;
 	if (pace->rate > 0)
-		size = pace->rate * slice;
-	if (pace->rate > 0 && p->rebuild == 0)
-		size = Min(size, STEP * (double) pace->size);
-	if (pace->ceiling > 0)
-		size = Min(size, pace->ceiling);
+		size = Min(pace->size * step_of(p), pace->rate * slice);
 	p->limit = (int) Max(LEAST_SIZE, Min(size, es_max_batch_size));
 }
 
@@ -78,16 +82,23 @@ es_pace_after(EsProjection *p)
 {
 	EsPace	   *pace = &p->pace;
 	int64		size = p->attempt_to - p->attempt_after;
-	double		rate = size / (double)
-		Max(TimestampDifferenceMilliseconds(p->served_at, GetCurrentTimestamp()), 1);
+	int64		us = GetCurrentTimestamp() - p->served_at;
+	double		rate = size * 1000.0 / Max(us, 1);
 
 	if (p->limit == 0 || size < p->limit)
 		return;
-	if (size > pace->size && rate < NO_WORSE * pace->rate)
+	if (!pace->warm)
+		pace->warm = true;
+	else if (pace->rate == 0 || (size != pace->size && rate > GAIN * pace->rate))
 	{
-		pace->ceiling = (int) Max(pace->size, size / 4);
-		return;
+		pace->moved = pace->rate > 0;
+		pace->size = (int) size;
+		pace->rate = rate;
 	}
-	pace->size = (int) size;
-	pace->rate = rate;
+	else if (size == pace->size || step_of(p) == 1)
+		pace->rate = rate;
+	else
+		do
+			pace->stage++;
+		while (pace->moved && step_of(p) != 1);
 }
