@@ -28,7 +28,7 @@ int			es_schedule_attempts = 10;
 int			es_max_databases = 64;
 int			es_notify_interval = 10;
 int			es_watch_max_keys = 1000;
-int			es_batch_interval = 50;
+int			es_batch_interval = 100;
 int			es_batch_size = 10000;
 int			es_max_batch_size = 1000000;
 int			es_max_projectors = 4;
@@ -203,7 +203,7 @@ define_worker_settings(void)
 	DefineCustomIntVariable("es.batch_interval",
 							"How long a projector lets events gather for a batch while they pour in.",
 							"It is shorter below a thousand events a second; an idle projector and es_wait() are served at once.",
-							&es_batch_interval, 50, 0, 60000,
+							&es_batch_interval, 100, 0, 60000,
 							PGC_SIGHUP, GUC_UNIT_MS,
 							NULL, NULL, NULL);
 	DefineCustomIntVariable("es.batch_size",
