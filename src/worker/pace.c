@@ -28,7 +28,7 @@
 #define SLICE_REBUILD_MS	5000
 
 /* What to multiply the best size so far by; each until it is no gain. */
-static const double served_steps[] = {4, 0.25, 1};
+static const double served_steps[] = {8, 0.25, 1};
 static const double rebuild_steps[] = {128, 4, 0.25, 1};
 
 /* A rate that is more by less than this may be chance. */
