@@ -59,7 +59,7 @@ es_pace_before(EsProjection *p, bool others_wait)
 	EsPace	   *pace = &p->pace;
 	double		slice = others_wait ? SLICE_WAITED_FOR_MS
 		: p->rebuild > 0 ? SLICE_REBUILD_MS : SLICE_SERVED_MS;
-	double		size;
+	double		size = others_wait ? Min(FIRST_WAITED_FOR, es_batch_size) : es_batch_size;
 
 	p->served_at = GetCurrentTimestamp();
 	p->limit = 0;
@@ -68,9 +68,11 @@ es_pace_before(EsProjection *p, bool others_wait)
 		memset(pace, 0, sizeof(*pace));
 		return;
 	}
-	size = others_wait ? Min(FIRST_WAITED_FOR, es_batch_size) : es_batch_size;
 	if (pace->rate > 0)
-		size = Min(pace->size * step_of(p), pace->rate * slice);
+	{
+		size = pace->size * step_of(p);
+		size = Min(size, pace->rate * slice);
+	}
 	p->limit = (int) Max(LEAST_SIZE, Min(size, es_max_batch_size));
 }
 
