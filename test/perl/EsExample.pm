@@ -7,14 +7,16 @@ use strict;
 use warnings;
 
 use IPC::Run;
+use POSIX ();
 use PostgreSQL::Test::Utils;
 use Time::HiRes qw(usleep time);
 
-# Build a client and return its path.
+# Build a client and return its path, which is this test's own: another one may
+# be running the same client.
 sub build
 {
 	my ($name) = @_;
-	my $path = "$ENV{TESTDIR}/$name";
+	my $path = PostgreSQL::Test::Utils::tempdir($name) . "/$name";
 	my ($includedir) = run_command([ 'pg_config', '--includedir' ]);
 	my ($libdir) = run_command([ 'pg_config', '--libdir' ]);
 
@@ -31,9 +33,12 @@ sub start
 	my $pid = fork // die "fork: $!";
 
 	return $pid if $pid;
-	open(STDOUT, '>>', $output) or die "$output: $!";
-	open(STDERR, '>&', \*STDOUT) or die $!;
-	exec(@command) or die "$command[0]: $!";
+	# Not by die, after which the END blocks would stop our servers.
+	open(STDOUT, '>>', $output)
+	  and open(STDERR, '>&', \*STDOUT)
+	  and exec(@command);
+	print STDERR "$command[0]: $!\n";
+	POSIX::_exit(127);
 }
 
 # End a program with a signal, and wait for it.
@@ -61,7 +66,5 @@ sub wait_for_end
 	}
 	return;
 }
-
-use POSIX ();
 
 1;
