@@ -18,6 +18,7 @@
 #include "postgres.h"
 
 #include "common/hashfn.h"
+#include "es.h"
 #include "miscadmin.h"
 #include "port/atomics.h"
 #include "storage/ipc.h"
