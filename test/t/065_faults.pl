@@ -30,7 +30,7 @@ note("seed $seed");
 system_or_bail('cp', '-rp', '.', "$dir/debug");
 unlink map { "$dir/debug/$_" } 'es.so', map { s/c$/o/r } grep { slurp_file($_) =~ /ES_FAULT|ES_DEBUG/ }
   glob('src/*.c src/*/*.c');
-system_or_bail('make', '-s', '-j2', '-C', "$dir/debug", 'install', 'ES_DEBUG=1', 'COPT=-O0',
+system_or_bail('make', '-s', '-j2', '-C', "$dir/debug", 'install', 'ES_DEBUG=1', 'COPT=-O0 ' . ($ENV{COPT} // ''),
 	"DESTDIR=$dir/stage", 'PG_CONFIG=' . ($ENV{PG_CONFIG} // 'pg_config'));
 my $conf = qq{
 extension_destdir = '$dir/stage'
