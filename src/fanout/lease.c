@@ -157,8 +157,8 @@ es_lease_init(void)
 	RegisterXactCallback(xact_callback, NULL);
 }
 
-bool
-es_group_is_mine(const EsGroup *group, const EsPartition *p)
+static bool
+is_mine(const EsGroup *group, const EsPartition *p)
 {
 	return p->consumer != NULL &&
 		strlen(p->consumer) == VARSIZE_ANY_EXHDR(group->consumer) &&
@@ -332,7 +332,7 @@ keep_mine(EsGroup *group, int share)
 		{
 			EsPartition *p = &group->partitions[i];
 
-			if (!es_group_is_mine(group, p) || es_partition_is_busy(p) != (busy == 1))
+			if (!is_mine(group, p) || es_partition_is_busy(p) != (busy == 1))
 				continue;
 			p->wanted = share > 0;
 			p->surplus = !p->wanted;
@@ -352,7 +352,7 @@ take_free(EsGroup *group, int share)
 	{
 		EsPartition *p = &group->partitions[i];
 
-		if (p->wanted || es_group_is_mine(group, p) ||
+		if (p->wanted || is_mine(group, p) ||
 			(p->consumer != NULL && p->lease_until > group->now))
 			continue;
 		p->wanted = true;
@@ -391,7 +391,7 @@ take_surplus(EsGroup *group, int share)
 		EsPartition *p = &group->partitions[i];
 		uint64		holder;
 
-		if (p->wanted || p->consumer == NULL || es_group_is_mine(group, p) ||
+		if (p->wanted || p->consumer == NULL || is_mine(group, p) ||
 			es_partition_is_busy(p))
 			continue;
 		holder = hash_bytes_extended((const unsigned char *) p->consumer,
@@ -422,8 +422,8 @@ es_group_share_out(EsGroup *group)
 static bool
 is_still_ours(const EsGroup *group, const EsPartition *before, const EsPartition *after)
 {
-	if (es_group_is_mine(group, before))
-		return es_group_is_mine(group, after);
+	if (is_mine(group, before))
+		return is_mine(group, after);
 	return after->lease_until == before->lease_until &&
 		after->delivered == before->delivered &&
 		after->handed_out == before->handed_out &&

@@ -50,7 +50,6 @@ extern void es_group_share_out(EsGroup *group);
 extern void es_group_lock(EsGroup *group);
 extern int	es_lock_leases(const EsSubscription *subscription, text *consumer,
 						 EsPartition **partitions);
-extern bool es_group_is_mine(const EsGroup *group, const EsPartition *p);
 extern bool es_partition_is_busy(const EsPartition *p);
 
 extern void es_waiter_begin(text *subscription, text *consumer);

@@ -27,7 +27,6 @@
 #include "es.h"
 #include "fanout/change.h"
 #include "fanout/channel.h"
-#include "fanout/watch.h"
 #include "funcapi.h"
 #include "miscadmin.h"
 #include "store/identity.h"
@@ -441,29 +440,17 @@ es_watches(PG_FUNCTION_ARGS)
 }
 
 /*
- * A table was built anew: if it is watched, tell the listeners when the
- * current transaction commits.  For who swaps tables past the triggers.
- */
-void
-es_watch_rebuilt(Oid relid)
-{
-	Relation	rel = relation_open(relid, AccessShareLock);
-	Trigger    *watch = find_watch(rel);
-
-	if (watch)
-		es_change_record(relid, watch->tgargs[0], NULL, true);
-	relation_close(rel, NoLock);
-}
-
-/*
- * es.rebuilt(read_model): the same for who does so in SQL and owns the table.
+ * es.rebuilt(read_model): the table was built anew, past the triggers.  If it is
+ * watched, tell the listeners when the current transaction commits.
  */
 Datum
 es_rebuilt(PG_FUNCTION_ARGS)
 {
-	Oid			relid = relation_argument(fcinfo);
+	Relation	rel = open_own_table(relation_argument(fcinfo), AccessShareLock);
+	Trigger    *watch = find_watch(rel);
 
-	relation_close(open_own_table(relid, AccessShareLock), NoLock);
-	es_watch_rebuilt(relid);
+	if (watch)
+		es_change_record(RelationGetRelid(rel), watch->tgargs[0], NULL, true);
+	relation_close(rel, NoLock);
 	PG_RETURN_VOID();
 }

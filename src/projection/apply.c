@@ -100,7 +100,7 @@ es_projection_take(EsProjection *p)
 static bool
 is_far_behind(const EsProjection *p, int64 lag)
 {
-	int64		batch = p->batch_size > 0 ? p->batch_size : es_batch_size;
+	int64		batch = es_batch_size_of(p);
 
 	return lag > (p->catching_up ? batch : FAR_BEHIND * batch);
 }

@@ -29,6 +29,18 @@
 #include "store/table.h"
 #include "utils/fmgroids.h"
 #include "utils/rel.h"
+
+/*
+ * Two keys for the positions behind "after" up to "to", in a column of an index.
+ */
+static void
+position_keys(ScanKey keys, AttrNumber column, int64 after, int64 to)
+{
+	ScanKeyInit(&keys[0], column, BTGreaterStrategyNumber, F_INT8GT,
+				Int64GetDatum(after));
+	ScanKeyInit(&keys[1], column, BTLessEqualStrategyNumber, F_INT8LE,
+				Int64GetDatum(to));
+}
 #include "utils/snapmgr.h"
 
 /*
@@ -45,10 +57,7 @@ first_of_category(Relation rel, TupleTableSlot *slot, text *category,
 
 	ScanKeyInit(&keys[0], 1, BTEqualStrategyNumber, F_TEXTEQ,
 				PointerGetDatum(category));
-	ScanKeyInit(&keys[1], 2, BTGreaterStrategyNumber, F_INT8GT,
-				Int64GetDatum(after));
-	ScanKeyInit(&keys[2], 2, BTLessEqualStrategyNumber, F_INT8LE,
-				Int64GetDatum(settled));
+	position_keys(&keys[1], 2, after, settled);
 	if (!es_index_find(rel, es_catalog()->event_category, keys, 3,
 					   ForwardScanDirection, slot))
 		return settled + 1;
@@ -65,10 +74,7 @@ first_of_all(Relation rel, TupleTableSlot *slot, int64 after, int64 settled)
 	ScanKeyData keys[2];
 	bool		isnull;
 
-	ScanKeyInit(&keys[0], 1, BTGreaterStrategyNumber, F_INT8GT,
-				Int64GetDatum(after));
-	ScanKeyInit(&keys[1], 1, BTLessEqualStrategyNumber, F_INT8LE,
-				Int64GetDatum(settled));
+	position_keys(keys, 1, after, settled);
 	if (!es_index_find(rel, es_catalog()->event_key, keys, 2,
 					   ForwardScanDirection, slot))
 		return settled + 1;
@@ -102,18 +108,34 @@ first_position(const EsProjection *p, int64 settled)
 }
 
 /*
+ * Whether a projection counts as far behind, as a rebuild always does.
+ */
+bool
+es_is_far_behind(const EsProjection *p)
+{
+	return p->rebuild > 0 || p->catching_up;
+}
+
+/*
+ * The size of the batches of a projection that is not far behind.
+ */
+int
+es_batch_size_of(const EsProjection *p)
+{
+	return p->batch_size > 0 ? p->batch_size : es_batch_size;
+}
+
+/*
  * How many positions a batch has: where there is much to do and the projection
  * says nothing else, as many as the settings and the worker allow.
  */
 static int64
 size_of_batch(const EsProjection *p)
 {
-	int64		size = es_batch_size;
+	int64		size = es_batch_size_of(p);
 
-	if (p->rebuild > 0 || p->catching_up)
+	if (p->batch_size == 0 && es_is_far_behind(p))
 		size = Max(es_max_batch_size, es_batch_size);
-	if (p->batch_size > 0)
-		size = p->batch_size;
 	return p->limit > 0 ? Min(size, p->limit) : size;
 }
 
@@ -164,10 +186,7 @@ count_all(int64 after, int64 to)
 	ScanKeyData keys[2];
 	int64		count = 0;
 
-	ScanKeyInit(&keys[0], 1, BTGreaterStrategyNumber, F_INT8GT,
-				Int64GetDatum(after));
-	ScanKeyInit(&keys[1], 1, BTLessEqualStrategyNumber, F_INT8LE,
-				Int64GetDatum(to));
+	position_keys(keys, 1, after, to);
 	index_rescan(scan, keys, 2, NULL, 0);
 	while ((tid = index_getnext_tid(scan, ForwardScanDirection)) != NULL)
 	{

@@ -19,6 +19,8 @@ typedef struct EsBatch
 	bool		empty;
 } EsBatch;
 
+extern bool es_is_far_behind(const EsProjection *p);
+extern int	es_batch_size_of(const EsProjection *p);
 extern EsBatch es_batch_next(const EsProjection *p, int64 settled);
 extern int64 es_batch_count(const EsProjection *p, const EsBatch *batch);
 

@@ -20,6 +20,7 @@
 
 #include "es.h"
 #include "guc.h"
+#include "projection/batch.h"
 #include "utils/timestamp.h"
 #include "worker/pace.h"
 
@@ -37,12 +38,6 @@ static const double rebuild_steps[] = {128, 4, 0.25, 1};
 /* The first, where others wait; and the least, however long it takes. */
 #define FIRST_WAITED_FOR	1000
 #define LEAST_SIZE	200
-
-bool
-es_is_far_behind(const EsProjection *p)
-{
-	return p->rebuild > 0 || p->catching_up;
-}
 
 static double
 step_of(const EsProjection *p)

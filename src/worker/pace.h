@@ -8,7 +8,6 @@
 
 #include "projection/registry.h"
 
-extern bool es_is_far_behind(const EsProjection *p);
 extern void es_pace_before(EsProjection *p, bool others_wait);
 extern void es_pace_after(EsProjection *p);
 

@@ -28,6 +28,7 @@
 #include "pgstat.h"
 #include "postmaster/bgworker.h"
 #include "projection/apply.h"
+#include "projection/batch.h"
 #include "projection/rebuild.h"
 #include "projection/registry.h"
 #include "projection/poison.h"
@@ -209,9 +210,7 @@ refresh(void)
 static bool
 is_behind(const EsProjection *p, int64 settled)
 {
-	int			batch = p->batch_size > 0 ? p->batch_size : es_batch_size;
-
-	return es_is_far_behind(p) || settled - p->position > batch;
+	return es_is_far_behind(p) || settled - p->position > es_batch_size_of(p);
 }
 
 /*
