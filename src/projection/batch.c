@@ -29,6 +29,7 @@
 #include "store/table.h"
 #include "utils/fmgroids.h"
 #include "utils/rel.h"
+#include "utils/snapmgr.h"
 
 /*
  * Two keys for the positions behind "after" up to "to", in a column of an index.
@@ -41,7 +42,6 @@ position_keys(ScanKey keys, AttrNumber column, int64 after, int64 to)
 	ScanKeyInit(&keys[1], column, BTLessEqualStrategyNumber, F_INT8LE,
 				Int64GetDatum(to));
 }
-#include "utils/snapmgr.h"
 
 /*
  * The position of the first event of a category behind "after", or a position
@@ -65,7 +65,7 @@ first_of_category(Relation rel, TupleTableSlot *slot, text *category,
 }
 
 /*
- * The same of all events: gaps can be long, a restart leaves one of up to 2048
+ * The same of all events: gaps can be long, a restart leaves one of some thousand
  * positions.
  */
 static int64

@@ -143,37 +143,52 @@ check_not_moved(Relation rel, TupleTableSlot *slot, const text *stream)
 }
 
 /*
- * Find the newest event of a stream that is at "from" or above.
+ * Find the newest event of a stream by the hint that its last appender left;
+ * hint.c says why the row can be believed.
  */
 static bool
-find_newest(Relation rel, Relation index, const text *stream, int64 from,
-			TupleTableSlot *slot)
+find_by_hint(Relation rel, const text *stream, TupleTableSlot *slot)
 {
-	ScanKeyData keys[2];
+	ItemPointerData row;
+	int64		version;
+	bool		isnull;
 
-	ScanKeyInit(&keys[0], 1, BTEqualStrategyNumber, F_TEXTEQ,
-				PointerGetDatum(stream));
-	ScanKeyInit(&keys[1], 2, BTGreaterEqualStrategyNumber, F_INT8GE,
-				Int64GetDatum(from));
-	return es_index_find_in(rel, index, keys, from > 0 ? 2 : 1,
-							BackwardScanDirection, slot);
+	return es_hint_get(stream, &row, &version) &&
+		es_table_fetch(rel, &row, SnapshotSelf, slot) &&
+		DatumGetInt64(slot_getattr(slot, EVENT_VERSION + 1, &isnull)) == version &&
+		DatumGetBool(DirectFunctionCall2Coll(texteq, C_COLLATION_OID,
+											 slot_getattr(slot, EVENT_STREAM + 1, &isnull),
+											 PointerGetDatum(stream)));
 }
 
 /*
- * The version of a locked stream: what its newest event has.  The index is
- * locked as the append that follows will want it.
+ * Find it in the index, which is locked as the append that follows will want it.
+ */
+static bool
+find_by_index(Relation rel, const text *stream, TupleTableSlot *slot)
+{
+	Relation	index = index_open(es_catalog()->event_stream, RowExclusiveLock);
+	ScanKeyData key;
+	bool		found;
+
+	ScanKeyInit(&key, 1, BTEqualStrategyNumber, F_TEXTEQ, PointerGetDatum(stream));
+	found = es_index_find_in(rel, index, &key, 1, BackwardScanDirection, slot);
+	index_close(index, NoLock);
+	return found;
+}
+
+/*
+ * The version of a locked stream: what its newest event has.
  */
 static void
 read_version(Relation rel, EsStream *stream)
 {
-	Relation	index = index_open(es_catalog()->event_stream, RowExclusiveLock);
 	TupleTableSlot *slot = table_slot_create(rel, NULL);
-	int64		hint = es_hint_get(stream->name);
 
 	stream->version = 0;
 	stream->position = 0;
-	if ((hint > 0 && find_newest(rel, index, stream->name, hint, slot)) ||
-		find_newest(rel, index, stream->name, 0, slot))
+	if (find_by_hint(rel, stream->name, slot) ||
+		find_by_index(rel, stream->name, slot))
 	{
 		bool		isnull;
 
@@ -182,7 +197,6 @@ read_version(Relation rel, EsStream *stream)
 		stream->position = DatumGetInt64(slot_getattr(slot, EVENT_POSITION + 1, &isnull));
 	}
 	ExecDropSingleTupleTableSlot(slot);
-	index_close(index, NoLock);
 }
 
 /*
@@ -289,6 +303,8 @@ es_stream_expect(const EsStream *stream, int64 expected_version)
 	if (expected_version == ES_ANY_VERSION ||
 		expected_version == stream->version)
 		return;
+	/* Who tries again shall not be told the same by a hint that is too old. */
+	es_hint_take_away(stream->name);
 	ereport(ERROR,
 			(errcode(ERRCODE_ES_VERSION_CONFLICT),
 			 errmsg("stream \"%s\" is not at the expected version",
@@ -451,6 +467,12 @@ append_tags(const EsEvent *events, int nevents, int64 first)
 		es_writer_close(&writer);
 }
 
+static inline EsStream *
+stream_of(const EsEvent *event, EsStream *stream)
+{
+	return event->stream ? event->stream : stream;
+}
+
 /*
  * Fill a slot with the row of an event, which moves its stream on.
  */
@@ -476,6 +498,28 @@ fill_slot(TupleTableSlot *slot, EsStream *stream, const EsEvent *event,
 }
 
 /*
+ * Leave the row of each stream's newest event to the next who append to them, or,
+ * where the rows could not be written, nothing.
+ */
+static void
+leave_hints(TupleTableSlot **slots, EsStream *stream, const EsEvent *events,
+			int nevents, bool written)
+{
+	for (int i = 0; i < nevents; i++)
+	{
+		const EsStream *s = stream_of(&events[i], stream);
+
+		if (i < nevents - 1 && stream_of(&events[i + 1], stream) == s)
+			continue;
+		if (written)
+			es_hint_put(s->name, &slots[i]->tts_tid,
+						DatumGetInt64(slots[i]->tts_values[EVENT_VERSION]));
+		else
+			es_hint_take_away(s->name);
+	}
+}
+
+/*
  * Write at most CHUNK events from a first position on.
  */
 static void
@@ -483,9 +527,19 @@ append_chunk(EsWriter *writer, TupleTableSlot **slots, EsStream *stream,
 			 const EsEvent *events, int nevents, int64 position, TimestampTz now)
 {
 	for (int i = 0; i < nevents; i++)
-		fill_slot(slots[i], events[i].stream ? events[i].stream : stream,
-				  &events[i], position + i, now);
-	es_writer_insert(writer, slots, nevents);
+		fill_slot(slots[i], stream_of(&events[i], stream), &events[i],
+				  position + i, now);
+	PG_TRY();
+	{
+		es_writer_insert(writer, slots, nevents);
+	}
+	PG_CATCH();
+	{
+		leave_hints(slots, stream, events, nevents, false);
+		PG_RE_THROW();
+	}
+	PG_END_TRY();
+	leave_hints(slots, stream, events, nevents, true);
 }
 
 /*
@@ -601,7 +655,6 @@ es_stream_append(EsStream *stream, EsEvent *events, int nevents)
 	append_rows(stream, events, nevents, first);
 	ES_FAULT("append.rows");
 	append_tags(events, nevents, first);
-	es_hint_put(stream->name, stream->version);
 	if (es_after_append)
 		es_after_append(stream, events, nevents, first);
 	ES_FAULT("append.done");

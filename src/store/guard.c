@@ -44,6 +44,7 @@
 #include "miscadmin.h"
 #include "nodes/parsenodes.h"
 #include "store/guard.h"
+#include "store/hint.h"
 #include "store/identity.h"
 #include "store/watermark.h"
 #include "tcop/utility.h"
@@ -182,7 +183,10 @@ es_refuse_change(PG_FUNCTION_ARGS)
 
 	inserts = TRIGGER_FIRED_BY_INSERT(trigger->tg_event);
 	if (es_allow_destructive || (inserts && may_insert()))
+	{
+		es_hints_forget();
 		return go_on(trigger);
+	}
 
 	operation = inserts ? "INSERT" :
 		TRIGGER_FIRED_BY_UPDATE(trigger->tg_event) ? "UPDATE" :

@@ -1,43 +1,84 @@
 /*-------------------------------------------------------------------------
  * hint.c
- *	  At which version a stream is, as far as somebody remembers.
+ *	  Where the newest event of a stream is, as far as somebody remembers.
  *
- * An appender finds the newest event of its stream in the index on (stream,
- * version).  A scan of that index takes in every entry of the stream on the
- * page it begins at, some hundred in a long stream, of which only the newest
- * is wanted; with a lower bound it takes in one or two.  So appenders leave
- * the version they wrote in shared memory, as a bound for the next.
+ * An appender needs the version of its stream.  To find it in the index on
+ * (stream, version) costs as much as two of the three index entries that it
+ * writes.  So appenders leave in shared memory which row they wrote last, and
+ * at which version; the next one looks at that row alone.
  *
- * Nothing depends on a hint.  One that is too low makes the scan longer.  One
- * that is too high, because its append was rolled back or belongs to another
- * stream with the same hash, makes it find nothing, and the caller looks again
- * without a bound.  So there are no locks here, and no room for more streams
- * than one to an entry.
+ * A hint is believed if the row is there, committed or our own, and is of this
+ * stream and at this version.  It is the newest then, because:
+ *
+ *	- whoever appends holds the stream's lock to the end of the transaction, and
+ *	  overwrites the hint before that.  So what a holder of the lock finds was
+ *	  left by the last append to the stream, or is not of this stream;
+ *	- of an append that was rolled back the row is not there, and the caller
+ *	  looks into the index;
+ *	- a stream has one event at a version, wherever a rewrite of the table
+ *	  (VACUUM FULL) has moved it, and whatever took its place.
+ *
+ * An entry's two words are written one after the other and not locked.  A
+ * mixture of two streams' words fails the test; one of two hints of the same
+ * stream cannot be, for both words were written under the stream's lock.  The
+ * lock manager's LWLocks order what one holder wrote before what the next one
+ * reads.
+ *
+ * Rows that reach the log past es_append() make all hints void (guard.c).
+ * Where even that is evaded, a hint can be too old.  Then the next append to
+ * the stream fails, at the unique index or for want of the version it expects,
+ * and takes the hint away, so that the one after it looks into the index.
  *-------------------------------------------------------------------------
  */
 #include "postgres.h"
 
+#include "catalog.h"
 #include "common/hashfn.h"
 #include "es.h"
 #include "miscadmin.h"
 #include "port/atomics.h"
+#include "storage/bufmgr.h"
 #include "storage/ipc.h"
 #include "storage/shmem.h"
 #include "store/hint.h"
 
-/* A megabyte: enough for the streams that are busy at a time. */
-#define ENTRIES			(1 << 17)
+/*
+ * Entries for each buffer of the server: a sixty-fourth of its memory.  There is
+ * room for one stream in an entry.
+ */
+#define PER_BUFFER		8
 
-/* An entry: the version, and above it the bits of the hash that mark it. */
+/* The words of an entry have marks of the stream above what they say. */
+#define ROW_BITS		48
 #define VERSION_BITS	44
-#define VERSION_MASK	((UINT64CONST(1) << VERSION_BITS) - 1)
+#define MASK(bits)		((UINT64CONST(1) << (bits)) - 1)
 
-static pg_atomic_uint64 *entries = NULL;
+typedef struct Entry
+{
+	pg_atomic_uint64 row;
+	pg_atomic_uint64 version;
+} Entry;
+
+typedef struct Hints
+{
+	pg_atomic_uint64 generation;	/* hints of older ones are void */
+	uint64		nentries;
+	Entry		entries[FLEXIBLE_ARRAY_MEMBER];
+} Hints;
+
+static Hints *hints = NULL;
+
+static Size
+shmem_size(void)
+{
+	return add_size(offsetof(Hints, entries),
+					mul_size(mul_size(NBuffers, PER_BUFFER), sizeof(Entry)));
+}
 
 void
 es_hint_shmem_request(void)
 {
-	RequestAddinShmemSpace(mul_size(ENTRIES, sizeof(pg_atomic_uint64)));
+	RequestAddinShmemSpace(shmem_size());
 }
 
 void
@@ -45,39 +86,107 @@ es_hint_shmem_init(void)
 {
 	bool		found;
 
-	entries = ShmemInitStruct("es hints", ENTRIES * sizeof(pg_atomic_uint64), &found);
+	hints = ShmemInitStruct("es hints", shmem_size(), &found);
 	if (found)
 		return;
-	for (int i = 0; i < ENTRIES; i++)
-		pg_atomic_init_u64(&entries[i], 0);
-}
-
-/* Streams of one name in two databases are two. */
-static uint64
-hash_of(const text *stream)
-{
-	return hash_bytes_extended((const unsigned char *) VARDATA_ANY(stream),
-							   VARSIZE_ANY_EXHDR(stream), MyDatabaseId);
+	pg_atomic_init_u64(&hints->generation, 0);
+	hints->nentries = (uint64) NBuffers * PER_BUFFER;
+	for (uint64 i = 0; i < hints->nentries; i++)
+	{
+		pg_atomic_init_u64(&hints->entries[i].row, 0);
+		pg_atomic_init_u64(&hints->entries[i].version, 0);
+	}
 }
 
 /*
- * The version that somebody left for the stream, or 0.
+ * The hash of a stream.  Streams of one name in two logs are two, as they are
+ * before and after all hints were made void.
  */
-int64
-es_hint_get(const text *stream)
+static uint64
+hash_of(const text *stream)
 {
-	uint64		hash = hash_of(stream);
-	uint64		entry = pg_atomic_read_u64(&entries[hash % ENTRIES]);
+	uint64		log = ((uint64) MyDatabaseId << 32) | es_catalog()->event;
 
-	return ((entry ^ hash) & ~VERSION_MASK) == 0 ? (int64) (entry & VERSION_MASK) : 0;
+	return hash_bytes_extended((const unsigned char *) VARDATA_ANY(stream),
+							   VARSIZE_ANY_EXHDR(stream),
+							   log ^ (pg_atomic_read_u64(&hints->generation) << 20));
 }
 
-void
-es_hint_put(const text *stream, int64 version)
+static inline Entry *
+entry_of(uint64 hash)
+{
+	return &hints->entries[hash % hints->nentries];
+}
+
+/*
+ * A word of an entry: a value and the stream's mark; and whether it has that.
+ */
+static inline uint64
+marked(uint64 hash, uint64 value, int bits)
+{
+	return (hash & ~MASK(bits)) | value;
+}
+
+static inline bool
+is_marked(uint64 hash, uint64 word, int bits)
+{
+	return ((word ^ hash) & ~MASK(bits)) == 0;
+}
+
+/*
+ * Which row the newest event of the stream is said to be, and at which version.
+ * False where nobody remembers.
+ */
+bool
+es_hint_get(const text *stream, ItemPointer row, int64 *version)
 {
 	uint64		hash = hash_of(stream);
+	Entry	   *entry = entry_of(hash);
+	uint64		r = pg_atomic_read_u64(&entry->row);
+	uint64		v = pg_atomic_read_u64(&entry->version);
 
-	if ((uint64) version <= VERSION_MASK)
-		pg_atomic_write_u64(&entries[hash % ENTRIES],
-							(hash & ~VERSION_MASK) | (uint64) version);
+	if (!is_marked(hash, r, ROW_BITS) || !is_marked(hash, v, VERSION_BITS))
+		return false;
+	ItemPointerSet(row, (BlockNumber) ((r & MASK(ROW_BITS)) >> 16),
+				   (OffsetNumber) (r & MASK(16)));
+	*version = (int64) (v & MASK(VERSION_BITS));
+	return ItemPointerIsValid(row);
+}
+
+/*
+ * The newest event of the stream is at a version, in a row.  The caller holds the
+ * stream's lock and has just written it.
+ */
+void
+es_hint_put(const text *stream, ItemPointer row, int64 version)
+{
+	uint64		hash = hash_of(stream);
+	Entry	   *entry = entry_of(hash);
+	uint64		place = ((uint64) ItemPointerGetBlockNumber(row) << 16) |
+		ItemPointerGetOffsetNumber(row);
+
+	if ((uint64) version > MASK(VERSION_BITS))
+		place = 0;
+	pg_atomic_write_u64(&entry->row, marked(hash, place, ROW_BITS));
+	pg_atomic_write_u64(&entry->version,
+						marked(hash, (uint64) version & MASK(VERSION_BITS), VERSION_BITS));
+}
+
+/*
+ * Forget the stream, or whoever has its entry.
+ */
+void
+es_hint_take_away(const text *stream)
+{
+	pg_atomic_write_u64(&entry_of(hash_of(stream))->row, 0);
+}
+
+/*
+ * Make all hints void.
+ */
+void
+es_hints_forget(void)
+{
+	if (hints)
+		pg_atomic_fetch_add_u64(&hints->generation, 1);
 }

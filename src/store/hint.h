@@ -1,15 +1,19 @@
 /*-------------------------------------------------------------------------
  * hint.h
- *	  At which version a stream is, as far as somebody remembers.
+ *	  Where the newest event of a stream is, as far as somebody remembers.
  *-------------------------------------------------------------------------
  */
 #ifndef ES_STORE_HINT_H
 #define ES_STORE_HINT_H
 
+#include "storage/itemptr.h"
+
 extern void es_hint_shmem_request(void);
 extern void es_hint_shmem_init(void);
 
-extern int64 es_hint_get(const text *stream);
-extern void es_hint_put(const text *stream, int64 version);
+extern bool es_hint_get(const text *stream, ItemPointer row, int64 *version);
+extern void es_hint_put(const text *stream, ItemPointer row, int64 version);
+extern void es_hint_take_away(const text *stream);
+extern void es_hints_forget(void);
 
 #endif							/* ES_STORE_HINT_H */

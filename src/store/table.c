@@ -223,6 +223,17 @@ es_writer_insert(EsWriter *writer, TupleTableSlot **slots, int nslots)
 }
 
 /*
+ * Fetch the row that may be at "row"; the table may have become shorter since.
+ */
+bool
+es_table_fetch(Relation rel, ItemPointer row, Snapshot snapshot,
+			   TupleTableSlot *slot)
+{
+	return ItemPointerGetBlockNumber(row) < RelationGetNumberOfBlocks(rel) &&
+		table_tuple_fetch_row_version(rel, row, snapshot, slot);
+}
+
+/*
  * Put a new version of a row, as the active snapshot sees it, in its place;
  * "row" follows it.  Nobody else may be changing it.
  */
@@ -249,11 +260,10 @@ es_writer_update_row(EsWriter *writer, ItemPointer row, Datum *values)
 	TupleTableSlot *old;
 	bool		found;
 
-	if (!ItemPointerIsValid(row) ||
-		ItemPointerGetBlockNumber(row) >= RelationGetNumberOfBlocks(writer->rel))
+	if (!ItemPointerIsValid(row))
 		return false;
 	old = table_slot_create(writer->rel, NULL);
-	found = table_tuple_fetch_row_version(writer->rel, row, GetActiveSnapshot(), old);
+	found = es_table_fetch(writer->rel, row, GetActiveSnapshot(), old);
 	if (found)
 	{
 		TupleTableSlot *slot = es_slot_for_writing(writer);

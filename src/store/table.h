@@ -51,6 +51,8 @@ extern void es_writer_insert(EsWriter *writer, TupleTableSlot **slots, int nslot
 extern void es_writer_insert_row(EsWriter *writer, Datum *values, bool *nulls);
 extern bool es_writer_update_row(EsWriter *writer, ItemPointer row, Datum *values);
 
+extern bool es_table_fetch(Relation rel, ItemPointer row, Snapshot snapshot,
+						   TupleTableSlot *slot);
 extern bool es_index_find_in(Relation rel, Relation index, ScanKey keys,
 							 int nkeys, ScanDirection direction,
 							 TupleTableSlot *slot);

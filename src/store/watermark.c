@@ -65,8 +65,11 @@
 
 PG_FUNCTION_INFO_V1(es_stat_append);
 
-/* Positions that are reserved at a time: one flush for so many. */
-#define RESERVE	INT64CONST(2048)
+/*
+ * Positions that are reserved ahead.  Who sees that fewer than half of them are
+ * left reserves more while the others go on: one flush for so many.
+ */
+#define RESERVE	INT64CONST(8192)
 
 /*
  * One for each backend.  Written by its backend alone; padded, so that
@@ -488,7 +491,8 @@ last_of_sequence(Oid sequence)
 }
 
 /*
- * Let the sequence cover at least "count" more positions.
+ * Let the sequence cover at least "count" more positions, or, where that is 0,
+ * those that will be wanted next, unless somebody sees to it already.
  *
  * The sequence's lock is taken before ours, so that nothing can make us wait
  * while we hold the LWLock.  The counter learns of the new bound when that is
@@ -501,10 +505,14 @@ extend(EsDatabase *d, int64 count)
 	int64		next;
 	int64		bound;
 	int64		reserved;
+	int64		wanted;
 	int64		last = last_of_sequence(d->sequence);
 
 	LockRelationOid(d->sequence, RowExclusiveLock);
-	LWLockAcquire(d->lock, LW_EXCLUSIVE);
+	if (count > 0)
+		LWLockAcquire(d->lock, LW_EXCLUSIVE);
+	else if (!LWLockConditionalAcquire(d->lock, LW_EXCLUSIVE))
+		return;
 	next = d->next;
 	bound = d->bound;
 	reserved = reserved_bound(d->sequence);
@@ -514,15 +522,16 @@ extend(EsDatabase *d, int64 count)
 		next = reserved + 1;
 		bound = reserved;
 	}
-	if (count > bound - next + 1)
+	if (count > last - next + 1)
+		ereport(ERROR,
+				(errcode(ERRCODE_SEQUENCE_GENERATOR_LIMIT_EXCEEDED),
+				 errmsg("the log has used up all positions"),
+				 errdetail("The next is " INT64_FORMAT ", the last that sequence es.event_position allows is " INT64_FORMAT ".",
+						   next, last)));
+	wanted = count > last - next + 1 - RESERVE ? last : next - 1 + count + RESERVE;
+	if (wanted > bound && bound - next + 1 < count + RESERVE / 2)
 	{
-		if (count > last - next + 1)
-			ereport(ERROR,
-					(errcode(ERRCODE_SEQUENCE_GENERATOR_LIMIT_EXCEEDED),
-					 errmsg("the log has used up all positions"),
-					 errdetail("The next is " INT64_FORMAT ", the last that sequence es.event_position allows is " INT64_FORMAT ".",
-							   next, last)));
-		bound += Min(last - bound, Max(count, RESERVE));
+		bound = wanted;
 		set_reserved_bound(d->sequence, bound);
 	}
 
@@ -549,6 +558,10 @@ es_take_positions(int64 count)
 	wake = true;
 	while ((first = try_take(d, count)) == 0)
 		extend(d, count);
+
+	/* An unlocked look: extend() makes sure. */
+	if (d->bound - d->next < RESERVE / 2)
+		extend(d, 0);
 	return first;
 }
 

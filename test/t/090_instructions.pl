@@ -58,14 +58,15 @@ while (system('pg_isready', '-q', '-h', $node->host, '-p', $node->port) != 0)
 	usleep(100_000);
 }
 
-# The process that appends a number of events, a transaction each.
+# The process that appends a number of events, a transaction each, to streams that
+# were appended to before.
 sub append
 {
 	my ($n) = @_;
 	my $script = "SELECT pg_backend_pid();\n"
 	  . "PREPARE append(text) AS SELECT es_append('account-' || \$1, 'DEPOSITED', "
 	  . "'{\"amount\": 7, \"note\": \"a payload of a common length, as far as there is one\"}');\n"
-	  . join('', map { "EXECUTE append('" . $_ * 7 % 500 . "');\n" } 1 .. $n);
+	  . join('', map { "EXECUTE append('" . $_ * 7 % 50 . "');\n" } 1 .. $n);
 	my ($pid) = split /\n/, $node->safe_psql('postgres', $script);
 
 	return $pid;
