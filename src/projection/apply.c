@@ -137,10 +137,15 @@ es_projection_apply_batch(EsProjection *p, const EsBatch *batch, int64 settled)
 	if (!batch->empty)
 	{
 		PushActiveSnapshot(GetTransactionSnapshot());
-		events = es_batch_count(p, batch);
-		if (events > 0)
+		if (es_batch_has_any(p, batch))
+		{
+			EsBatchSeen seen;
+
+			es_batch_seen_begin(&seen, batch->after, batch->to);
 			es_projection_run(p, p->filtered ? &p->filter : NULL,
-							  batch->after, batch->to, false);
+							  batch->after, batch->to, &seen, false);
+			events = es_batch_count(p, batch, &seen);
+		}
 		PopActiveSnapshot();
 		if (p->filter.nparked > 0)
 			es_park_events(p, batch);

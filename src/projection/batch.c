@@ -221,11 +221,32 @@ count_filtered(const EsFilter *filter, int64 after, int64 to)
 }
 
 /*
- * How many events are in a batch.
+ * Whether there may be an event in a batch.  A query over none does no harm, but
+ * a partition has many such batches.
+ */
+bool
+es_batch_has_any(const EsProjection *p, const EsBatch *batch)
+{
+	EsEventScan scan;
+	bool		any;
+
+	if (!p->filtered)
+		return true;
+	es_event_scan_begin(&scan, &p->filter, batch->after, batch->to);
+	any = es_event_scan_next(&scan) != NULL;
+	es_event_scan_end(&scan);
+	return any;
+}
+
+/*
+ * How many events are in a batch that was applied.  Mostly the query has looked
+ * at each position; what it has not, such as gaps, has to be looked up.
  */
 int64
-es_batch_count(const EsProjection *p, const EsBatch *batch)
+es_batch_count(const EsProjection *p, const EsBatch *batch, const EsBatchSeen *seen)
 {
+	if (seen->nlooked_at == batch->to - batch->after)
+		return seen->nevents;
 	return p->filtered ? count_filtered(&p->filter, batch->after, batch->to)
 		: count_all(batch->after, batch->to);
 }

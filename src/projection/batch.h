@@ -22,6 +22,8 @@ typedef struct EsBatch
 extern bool es_is_far_behind(const EsProjection *p);
 extern int	es_batch_size_of(const EsProjection *p);
 extern EsBatch es_batch_next(const EsProjection *p, int64 settled);
-extern int64 es_batch_count(const EsProjection *p, const EsBatch *batch);
+extern bool es_batch_has_any(const EsProjection *p, const EsBatch *batch);
+extern int64 es_batch_count(const EsProjection *p, const EsBatch *batch,
+							const EsBatchSeen *seen);
 
 #endif							/* ES_PROJECTION_BATCH_H */

@@ -199,7 +199,7 @@ fill(EsProjection *p, const EsBatch *batch, int64 settled)
 	PG_TRY();
 	{
 		if (p->filter.stream)
-			es_projection_run(p, &p->filter, batch->after, batch->to, false);
+			es_projection_run(p, &p->filter, batch->after, batch->to, NULL, false);
 		else
 			es_projection_apply_batch(p, batch, settled);
 	}

@@ -22,9 +22,14 @@ typedef struct EsPace
 {
 	bool		warm;			/* not the first batch any more */
 	int			size;			/* positions in the best batch so far */
-	double		rate;			/* how many a millisecond that were; or 0 */
+	double		rate;			/* how many for a ms of the processor; or 0 */
+	double		per_ms;			/* how many a ms passed with, lately */
 	int			stage;			/* of what is tried next */
 	bool		moved;			/* another size was better once */
+	int			stayed;			/* batches since something else was tried */
+	int			patience;		/* how many there shall be */
+	int			larger;			/* a larger size that seemed no gain */
+	double		larger_rate;
 } EsPace;
 
 /*
@@ -76,7 +81,7 @@ typedef struct EsProjection
 	SPIPlanPtr	plan;			/* kept only where keep_plan says so */
 	bool		keep_plan;
 	int			running;		/* calls of the query under way: it may append */
-	int			plan_magnitude; /* of the batch it was planned for */
+	int64		planned_for;	/* positions in the batch it was planned for */
 	int64		events_run;		/* positions that the query has run over */
 	int64		replan_at;		/* plan anew when there are more */
 } EsProjection;

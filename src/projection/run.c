@@ -33,21 +33,19 @@ es_projection_forget_plan(EsProjection *p)
 }
 
 /*
- * Plan the query, and plan it again when the batch is of another order of
- * magnitude: the planner looks at the range, and a plan for ten events is not
- * one for ten thousand.  Also when as much was applied again as before, since
- * one for a table that is empty is not one for a table that was filled.
+ * Plan the query, and plan it again when the batch is ten times as large, or as
+ * small, as that which it was planned for: the planner looks at the range, and a
+ * plan for ten events is not one for a thousand.  Also when as much was applied
+ * again as before, since one for a table that is empty is not one for a table
+ * that was filled.
  */
 static void
 plan_query(EsProjection *p, int64 positions)
 {
-	int			magnitude = 0;
+	bool		fits = positions <= 10 * p->planned_for && p->planned_for <= 10 * positions;
 
 	p->events_run += positions;
-	for (; positions > 0; positions /= 10)
-		magnitude++;
-	if (p->plan && ((p->plan_magnitude == magnitude && p->events_run <= p->replan_at) ||
-					p->running > 1))
+	if (p->plan && ((fits && p->events_run <= p->replan_at) || p->running > 1))
 		return;
 
 	es_projection_forget_plan(p);
@@ -56,7 +54,7 @@ plan_query(EsProjection *p, int64 positions)
 		elog(ERROR, "SPI_prepare failed: %s", SPI_result_code_string(SPI_result));
 	if (p->keep_plan && SPI_keepplan(p->plan) != 0)
 		elog(ERROR, "SPI_keepplan failed");
-	p->plan_magnitude = magnitude;
+	p->planned_for = positions;
 	p->replan_at = 2 * p->events_run;
 }
 
@@ -90,14 +88,15 @@ add_context(void *arg)
 
 /*
  * Run the query over the events behind "after" up to "to" that pass a filter
- * (NULL: all), as the owner.  Restricted, where the session is not one that
- * the owner has for himself.  What it changes of settings does not last.
+ * (NULL: all), as the owner; "seen", unless NULL, counts what it looks at.
+ * Restricted, where the session is not one that the owner has for himself.  What
+ * it changes of settings does not last.
  */
 void
 es_projection_run(EsProjection *p, const EsFilter *filter, int64 after,
-				  int64 to, bool restricted)
+				  int64 to, EsBatchSeen *seen, bool restricted)
 {
-	EsBatchView view = {filter, after, to};
+	EsBatchView view = {filter, after, to, seen};
 	EsBatchView outer;
 	ErrorContextCallback context;
 	int			guc_level = NewGUCNestLevel();
@@ -153,7 +152,7 @@ es_projection_try(EsProjection *p, const EsFilter *filter, int64 after,
 	MemoryContextSwitchTo(context);
 	PG_TRY();
 	{
-		es_projection_run(p, filter, after, to, false);
+		es_projection_run(p, filter, after, to, NULL, false);
 		ReleaseCurrentSubTransaction();
 	}
 	PG_CATCH();

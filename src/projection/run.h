@@ -9,7 +9,8 @@
 #include "projection/registry.h"
 
 extern void es_projection_run(EsProjection *p, const EsFilter *filter,
-							  int64 after, int64 to, bool restricted);
+							  int64 after, int64 to, EsBatchSeen *seen,
+							  bool restricted);
 extern bool es_projection_try(EsProjection *p, const EsFilter *filter,
 							  int64 after, int64 to, ErrorData **error);
 extern void es_projection_forget_plan(EsProjection *p);

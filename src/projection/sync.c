@@ -140,7 +140,7 @@ apply(EsProjection *p, int64 after, int64 to)
 	PG_TRY();
 	{
 		es_projection_run(p, p->filtered ? &p->filter : NULL,
-						  Max(after, p->start_after), to, true);
+						  Max(after, p->start_after), to, NULL, true);
 	}
 	PG_CATCH();
 	{

@@ -62,8 +62,12 @@ static EsStatement read_stream = ES_SQL(
 	"ORDER BY stream, version LIMIT $3",
 	3, TEXTOID, INT8OID, INT8OID);
 
-/* The filter of es_batch; es_batch_show() changes it. */
+/* Ranges that are longer are not counted on the way: it would take 8 MB. */
+#define MAX_SEEN	(INT64CONST(1) << 26)
+
+/* The filter of es_batch, and where to count; es_batch_show() changes them. */
 static const EsFilter *batch_filter = NULL;
+static EsBatchSeen *batch_seen = NULL;
 
 /*
  * Run a statement as the caller and send its rows into the result of a set
@@ -208,9 +212,10 @@ es_filter_from_arrays(EsFilter *filter, ArrayType *categories, ArrayType *types)
 EsBatchView
 es_batch_show(EsBatchView view)
 {
-	EsBatchView old = {batch_filter, es_batch_range_after, es_batch_range_to};
+	EsBatchView old = {batch_filter, es_batch_range_after, es_batch_range_to, batch_seen};
 
 	batch_filter = view.filter;
+	batch_seen = view.seen;
 	es_batch_range_after = view.after;
 	es_batch_range_to = view.to;
 	return old;
@@ -340,18 +345,53 @@ es_filter_passes(const EsFilter *filter, TupleTableSlot *event)
 }
 
 /*
+ * Begin to count the events of a range, in the current memory context.
+ */
+void
+es_batch_seen_begin(EsBatchSeen *seen, int64 after, int64 to)
+{
+	memset(seen, 0, sizeof(*seen));
+	seen->after = after;
+	seen->npositions = to - after;
+	/* A member behind all makes the set as large as it will be. */
+	if (seen->npositions < MAX_SEEN)
+		seen->looked_at = bms_make_singleton((int) seen->npositions);
+}
+
+/*
+ * Count an event, once however often the query comes by.
+ */
+static void
+note_seen(EsBatchSeen *seen, int64 position, bool passes)
+{
+	int64		i = position - seen->after - 1;
+
+	if (seen->looked_at == NULL || i < 0 || i >= seen->npositions ||
+		bms_is_member((int) i, seen->looked_at))
+		return;
+	seen->looked_at = bms_add_member(seen->looked_at, (int) i);
+	seen->nlooked_at++;
+	seen->nevents += passes ? 1 : 0;
+}
+
+/*
  * es.batch_has(position, stream, category, type): whether the filter of the
  * projection being applied lets such an event through.
  */
 Datum
 es_batch_has(PG_FUNCTION_ARGS)
 {
-	text	   *stream;
+	bool		passes = true;
 
-	if (batch_filter == NULL)
-		PG_RETURN_BOOL(true);
-	stream = PG_GETARG_TEXT_PP(1);
-	PG_RETURN_BOOL(es_filter_takes(batch_filter, PG_GETARG_INT64(0), stream,
-								   PG_GETARG_TEXT_PP(2), PG_GETARG_TEXT_PP(3)) &&
-				   !es_filter_is_parked(batch_filter, stream));
+	if (batch_filter != NULL)
+	{
+		text	   *stream = PG_GETARG_TEXT_PP(1);
+
+		passes = es_filter_takes(batch_filter, PG_GETARG_INT64(0), stream,
+								 PG_GETARG_TEXT_PP(2), PG_GETARG_TEXT_PP(3)) &&
+			!es_filter_is_parked(batch_filter, stream);
+	}
+	if (batch_seen != NULL)
+		note_seen(batch_seen, PG_GETARG_INT64(0), passes);
+	PG_RETURN_BOOL(passes);
 }

@@ -8,6 +8,7 @@
 
 #include "executor/tuptable.h"
 #include "fmgr.h"
+#include "nodes/bitmapset.h"
 #include "utils/array.h"
 
 /* How a statement that returns rows of es.event begins. */
@@ -33,6 +34,18 @@ typedef struct EsFilter
 } EsFilter;
 
 /*
+ * How many events of a range es_batch has shown, as far as somebody looked.
+ */
+typedef struct EsBatchSeen
+{
+	int64		after;
+	int64		npositions;		/* in the range */
+	int64		nlooked_at;		/* of these, that have an event */
+	int64		nevents;		/* of these, that the filter let through */
+	Bitmapset  *looked_at;
+} EsBatchSeen;
+
+/*
  * What es_batch shows.
  */
 typedef struct EsBatchView
@@ -40,6 +53,7 @@ typedef struct EsBatchView
 	const EsFilter *filter;		/* NULL: all events of the range */
 	int64		after;
 	int64		to;
+	EsBatchSeen *seen;			/* where to count, or NULL */
 } EsBatchView;
 
 extern int64 es_count_argument(FunctionCallInfo fcinfo, int arg);
@@ -52,5 +66,6 @@ extern bool es_filter_takes(const EsFilter *filter, int64 position,
 extern bool es_filter_passes(const EsFilter *filter, TupleTableSlot *event);
 extern bool es_filter_is_parked(const EsFilter *filter, const text *stream);
 extern EsBatchView es_batch_show(EsBatchView view);
+extern void es_batch_seen_begin(EsBatchSeen *seen, int64 after, int64 to);
 
 #endif							/* ES_STORE_READ_H */

@@ -234,7 +234,7 @@ ROLLBACK;
 -- A sequence that was set back is set right when more positions are needed, or at
 -- the next start of the counter: no position is used twice.
 SELECT setval('es.event_position', 1, false) AS set_back;
-SELECT count(es_append('account-1', 'DEPOSITED')) AS appended FROM generate_series(1, 3000);
+SELECT count(es_append('account-1', 'DEPOSITED')) AS appended FROM generate_series(1, 9000);
 SELECT last_value >= (SELECT max("position") FROM es.event) AS ahead_again FROM es.event_position;
 
 -- An empty log may go.

@@ -12,6 +12,7 @@ DECLARE
 	done bool;
 BEGIN
 	FOR i IN 1 .. 1800 LOOP
+		PERFORM pg_stat_clear_snapshot();
 		EXECUTE query INTO done;
 		EXIT WHEN done;
 		PERFORM pg_sleep(0.1);
