@@ -282,13 +282,13 @@ sub median
 # Let contestants, [name, code that returns a number] each, take turns.  Every
 # other round goes backwards, so that nobody always follows the same one.
 # Returns the numbers of each by name.  A round that does not count comes first
-# where "warm_up" is given.
+# where "warm_up" is given, and "more" rounds than usual where these are short.
 sub rounds
 {
 	my ($contestants, %params) = @_;
 	my %values;
 
-	foreach my $round (($params{warm_up} ? 0 : 1) .. $opt{rounds})
+	foreach my $round (($params{warm_up} ? 0 : 1) .. $opt{rounds} + ($params{more} // 0))
 	{
 		foreach my $contestant ($round % 2 ? @$contestants : reverse @$contestants)
 		{

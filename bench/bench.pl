@@ -114,7 +114,7 @@ sub report
 {
 	my $text = "# What es costs\n\n"
 	  . "Written by `make bench`; bench/NOTES.md says what lies behind the figures.\n\n"
-	  . "A ratio is ours over what it stands beside, the median of $opt{rounds} rounds that "
+	  . "A ratio is ours over what it stands beside, the median of at least $opt{rounds} rounds that "
 	  . "alternated,\nand the least and the greatest of them.  Throughput is better when "
 	  . "greater, cost when less;\nthe sign of the target tells which it is.\n\n"
 	  . strftime('%Y-%m-%d', gmtime) . ": " . machine() . "\n"

@@ -30,15 +30,29 @@ sub fill_log
 	return;
 }
 
-# A log without consumers, and one with two projections.
+# A log without consumers, one with two projections, and one for commands, so
+# that each is as large as the table that it stands beside; and that table.
 sub make_logs
 {
 	my ($prefill) = @_;
 
 	%appended = ();
-	fill_log($_, $prefill) foreach 'bare', 'projected';
+	fill_log($_, $prefill) foreach 'bare', 'projected', 'commands';
 	sql('projected', $projections);
 	sql('projected', 'SELECT es_wait(name, es_settled(), \'5 min\') FROM es.projection');
+	return;
+}
+
+# The yardstick, with as many rows as the logs begin with.
+sub fill_raw
+{
+	my ($n) = @_;
+
+	sql('plain', qq{
+		INSERT INTO raw (version, stream, category, type, payload)
+		SELECT -n, 'account-' || ceil(random() * $opt{streams})::int, 'account', 'Deposited', '$payload'
+		  FROM generate_series(1, $n) n;
+		VACUUM ANALYZE raw});
 	return;
 }
 
@@ -100,8 +114,8 @@ sub finish
 {
 	my ($database) = @_;
 
-	check_log($_, $appended{$_}) foreach grep { exists $appended{$_} } 'bare', 'projected';
-	drop_database($_) foreach 'bare', 'projected', 'plain', 'message_store';
+	check_log($_, $appended{$_}) foreach sort grep { $_ ne 'plain' && $_ ne 'message_store' } keys %appended;
+	drop_database($_) foreach 'bare', 'projected', 'commands', 'plain', 'message_store';
 	return;
 }
 
@@ -110,7 +124,8 @@ sub finish
 sub measure
 {
 	my ($setting, $base, @others) = @_;
-	my $values = rounds([ [ base => $base ], map { [ $_->[0], $_->[2] ] } @others ], warm_up => 1);
+	my $values = rounds([ [ base => $base ], map { [ $_->[0], $_->[2] ] } @others ],
+		warm_up => 1, more => 2);
 
 	foreach my $other (@others)
 	{
@@ -142,7 +157,7 @@ sub each_setting
 row append => 'es_append() and es_submit() beside a bare INSERT', sub {
 	database('plain', scripts => [ 'raw', 'peers' ]);
 	make_logs($opt{streams});
-	pgbench('plain', 'raw', clients => 2, sync => 'off', seconds => 5);
+	fill_raw($opt{streams});
 	each_setting(sub {
 		my ($setting, $clients, $sync) = @_;
 
@@ -151,9 +166,9 @@ row append => 'es_append() and es_submit() beside a bare INSERT', sub {
 			[ 'es_append, 10 listeners, 2 projections', '>= 0.9',
 				and_caught_up(with_listeners('projected', 'es', load('projected', 'append', $clients, $sync))) ],
 			[ 'es_submit, validator in SQL', '>= 0.75',
-				load('bare', 'submit_sql', $clients, $sync) ],
+				load('commands', 'submit_sql', $clients, $sync) ],
 			[ 'es_submit, validator in PL/pgSQL', '>= 0.75',
-				load('bare', 'submit_plpgsql', $clients, $sync) ]);
+				load('commands', 'submit_plpgsql', $clients, $sync) ]);
 	});
 	finish();
 };
@@ -177,8 +192,8 @@ row listeners => 'appending while ten sessions listen, beside the same while nob
 };
 
 row peers => 'other ways to write events beside a bare INSERT', sub {
+	%appended = ();
 	make_peers();
-	make_logs(0);
 	each_setting(sub {
 		my ($setting, $clients, $sync) = @_;
 		my $notify = load('plain', 'notify', $clients, $sync);
@@ -203,9 +218,10 @@ row peers => 'other ways to write events beside a bare INSERT', sub {
 };
 
 row 'slow-flush' => 'a disk that takes 1 ms to flush, one category, 32 clients', sub {
-	restart_server("$ENV{BENCH_TOOLS}/slowflush.so");
 	make_peers();
-	make_logs(0);
+	make_logs($opt{streams});
+	fill_raw($opt{streams});
+	restart_server("$ENV{BENCH_TOOLS}/slowflush.so");
 
 	my $notify = load('plain', 'notify', 32, 'on');
 	measure('32 clients, a flush of 1 ms', load('plain', 'raw', 32, 'on'),

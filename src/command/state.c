@@ -44,6 +44,7 @@
 #include "miscadmin.h"
 #include "pgstat.h"
 #include "store/append.h"
+#include "store/hint.h"
 #include "store/table.h"
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
@@ -348,45 +349,25 @@ begin_from_cache(Fold *f, int64 to)
 }
 
 /*
- * Fold up to a version, with user code: from the cache where that is allowed,
- * else from the newest snapshot on.
+ * Fold up to a version, with user code: set up what that needs, and clean up
+ * after it.  The state is left in the current memory context.
  */
 static void
-fold_to(Fold *f, int64 to, bool use_cache)
+run_fold(Fold *f, int64 to, bool verify)
 {
-	if (use_cache && begin_from_cache(f, to))
-	{
-		if (fold_events(f, to, true))
-			return;
-	}
-	begin_from_table(f, to);
-	if (f->s->version < to)
-		(void) fold_events(f, to, false);
-}
-
-/*
- * Run a fold, or let it go on: set up what user code needs, and clean up after
- * it.  The state is left in the current memory context.
- */
-static void
-run_fold(EsState *s, text *stream, int64 to, Snapshot snapshot,
-		 bool use_cache, bool go_on)
-{
+	EsState    *s = f->s;
 	EsAggregate *a = s->aggregate;
 	MemoryContext context = CurrentMemoryContext;
 	const char *deciding;
-	Fold		f = {.s = s,.stream = stream,.snapshot = snapshot};
 	ErrorContextCallback callback;
 	bool		outer = evolving;
 	int			level;
 
-	if (!es_may_execute(a->evolve))
-		aclcheck_error(ACLCHECK_NO_PRIV, OBJECT_FUNCTION, get_func_name(a->evolve));
 	for (int i = 0; i < 2; i++)
-		f.contexts[i] = AllocSetContextCreate(context, "es fold",
-											  ALLOCSET_DEFAULT_SIZES);
+		f->contexts[i] = AllocSetContextCreate(context, "es fold",
+											   ALLOCSET_DEFAULT_SIZES);
 	callback.callback = evolve_context;
-	callback.arg = &f;
+	callback.arg = f;
 	callback.previous = error_context_stack;
 	error_context_stack = &callback;
 	level = es_search_path_enter(a->search_path);
@@ -395,12 +376,13 @@ run_fold(EsState *s, text *stream, int64 to, Snapshot snapshot,
 	evolving = true;
 	PG_TRY();
 	{
-		es_call_begin(&f.evolve, a->evolve_plan, a->evolve, es_rowtype("event"));
-		if (go_on)
-			(void) fold_events(&f, to, false);
-		else
-			fold_to(&f, to, use_cache);
-		es_call_end(&f.evolve);
+		es_call_begin(&f->evolve, a->evolve_plan, a->evolve, es_rowtype("event"));
+		if (!fold_events(f, to, verify))
+		{
+			begin_from_table(f, to);
+			(void) fold_events(f, to, false);
+		}
+		es_call_end(&f->evolve);
 	}
 	PG_FINALLY();
 	{
@@ -420,7 +402,14 @@ run_fold(EsState *s, text *stream, int64 to, Snapshot snapshot,
 		s->state = state;
 	}
 	for (int i = 0; i < 2; i++)
-		MemoryContextDelete(f.contexts[i]);
+		MemoryContextDelete(f->contexts[i]);
+}
+
+static void
+check_may_evolve(const EsAggregate *a)
+{
+	if (!es_may_execute(a->evolve))
+		aclcheck_error(ACLCHECK_NO_PRIV, OBJECT_FUNCTION, get_func_name(a->evolve));
 }
 
 /*
@@ -430,9 +419,19 @@ run_fold(EsState *s, text *stream, int64 to, Snapshot snapshot,
 void
 es_state_decide(EsState *state, EsAggregate *aggregate, const EsStream *stream)
 {
+	Fold		f = {.s = state,.stream = stream->name,.snapshot = SnapshotSelf};
+	bool		verify;
+
 	memset(state, 0, sizeof(*state));
 	state->aggregate = aggregate;
-	run_fold(state, stream->name, stream->version, SnapshotSelf, true, false);
+	check_may_evolve(aggregate);
+	verify = begin_from_cache(&f, stream->version);
+	if (!verify)
+		begin_from_table(&f, stream->version);
+	else if (state->version == stream->version)
+		verify = state->position != stream->position;
+	if (verify || state->version < stream->version)
+		run_fold(&f, stream->version, verify);
 }
 
 static void
@@ -464,8 +463,10 @@ es_state_appended(EsState *state, const EsStream *stream)
 	int			every = state->aggregate->snapshot_every;
 	int64		folded = state->folded;
 	int64		before = state->version;
+	Fold		f = {.s = state,.stream = stream->name,.snapshot = SnapshotSelf};
 
-	run_fold(state, stream->name, stream->version, SnapshotSelf, false, true);
+	check_may_evolve(state->aggregate);
+	run_fold(&f, stream->version, false);
 	remember(state, stream->name);
 	if (every > 0 && (folded >= every || stream->version / every > before / every))
 		take_snapshot(state, stream->name);
@@ -491,15 +492,15 @@ check_may_read(void)
 
 /*
  * The newest version of a stream that the snapshot sees, that was recorded at
- * a time or before, and is not above a limit.
+ * a time or before, and is between two.
  */
 static int64
-newest_version(Fold *f, int64 limit, TimestampTz at)
+newest_between(Fold *f, int64 from, int64 to, TimestampTz at)
 {
 	Relation	rel = table_open(es_catalog()->event, AccessShareLock);
 	Relation	index = index_open(es_catalog()->event_stream, AccessShareLock);
 	TupleTableSlot *slot = table_slot_create(rel, NULL);
-	IndexScanDesc scan = scan_versions(f, rel, index, 1, limit);
+	IndexScanDesc scan = scan_versions(f, rel, index, from, to);
 	int64		version = 0;
 
 	while (version == 0 && index_getnext_slot(scan, BackwardScanDirection, slot))
@@ -513,6 +514,23 @@ newest_version(Fold *f, int64 limit, TimestampTz at)
 	index_close(index, NoLock);
 	table_close(rel, NoLock);
 	return version;
+}
+
+/*
+ * The same of those not above a limit.  A scan takes in all entries of the stream
+ * on the index page it begins with, so where somebody has left word at which
+ * version the stream is, look from there on first.
+ */
+static int64
+newest_version(Fold *f, int64 limit, TimestampTz at)
+{
+	ItemPointerData row;
+	int64		hint;
+	int64		version = 0;
+
+	if (es_hint_get(f->stream, &row, &hint) && hint <= limit)
+		version = newest_between(f, hint, limit, at);
+	return version > 0 ? version : newest_between(f, 1, limit, at);
 }
 
 static int64
@@ -564,7 +582,9 @@ es_state(PG_FUNCTION_ARGS)
 				 errdetail("None is defined in this database."),
 				 errhint("See es_aggregates for what there is, and es_create_aggregate() to define it.")));
 	check_may_read();
+	check_may_evolve(state.aggregate);
 
+	f.s = &state;
 	f.stream = PG_GETARG_TEXT_PP(0);
 	f.snapshot = GetActiveSnapshot();
 	version = newest_version(&f, limit,
@@ -576,6 +596,8 @@ es_state(PG_FUNCTION_ARGS)
 						text_to_cstring(f.stream), limit),
 				 errdetail("Its newest version is " INT64_FORMAT ".", version),
 				 errhint("Leave at_version out for the newest.")));
-	run_fold(&state, f.stream, version, f.snapshot, false, false);
+	begin_from_table(&f, version);
+	if (state.version < version)
+		run_fold(&f, version, false);
 	PG_RETURN_JSONB_P(state.state);
 }
