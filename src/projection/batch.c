@@ -221,8 +221,8 @@ count_filtered(const EsFilter *filter, int64 after, int64 to)
 }
 
 /*
- * Whether there may be an event in a batch.  A query over none does no harm, but
- * a partition has many such batches.
+ * Whether there is an event in a batch.  The query is not run over none, of which
+ * sum() makes a NULL.
  */
 bool
 es_batch_has_any(const EsProjection *p, const EsBatch *batch)
@@ -230,9 +230,8 @@ es_batch_has_any(const EsProjection *p, const EsBatch *batch)
 	EsEventScan scan;
 	bool		any;
 
-	if (!p->filtered)
-		return true;
-	es_event_scan_begin(&scan, &p->filter, batch->after, batch->to);
+	es_event_scan_begin(&scan, p->filtered ? &p->filter : NULL,
+						batch->after, batch->to);
 	any = es_event_scan_next(&scan) != NULL;
 	es_event_scan_end(&scan);
 	return any;

@@ -325,6 +325,24 @@ SELECT es_drop_projection('projections_owned');
 DROP OWNED BY regress_es_nologin, regress_es_projector, regress_es_other;
 DROP ROLE regress_es_nologin, regress_es_projector, regress_es_other;
 
+-- Positions that were rolled back have no event, and a query is not run over none.
+CREATE TABLE projections_sum (n bigint, total bigint);
+INSERT INTO projections_sum VALUES (0, 0);
+SELECT es_create_projection('projections_sum', $$
+	UPDATE projections_sum t SET n = t.n + b.n, total = t.total + b.total
+	  FROM (SELECT count(*), sum(version) FROM es_batch) b (n, total)$$, start_after => es_settled());
+BEGIN;
+SELECT version FROM es_append('projecting-none', 'A');
+ROLLBACK;
+SELECT es_wait('projections_sum', es_settled(), '60 s');
+TABLE projections_sum;
+SELECT events_applied, batches FROM es_projections WHERE name = 'projections_sum';
+SELECT version FROM es_append('projecting-none', 'A');
+SELECT es_wait('projections_sum', es_settled(), '60 s');
+TABLE projections_sum;
+SELECT es_drop_projection('projections_sum');
+DROP TABLE projections_sum;
+
 SELECT pg_temp.try($$SELECT es_drop_projection('projections_missing')$$);
 SELECT pg_temp.try($$SELECT es_pause('projections_missing')$$);
 SELECT pg_temp.try($$SELECT es_resume('projections_missing')$$);
