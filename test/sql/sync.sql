@@ -55,6 +55,24 @@ SELECT count(*) FROM generate_series(1, 7) i, LATERAL es_append('sync-' || i % 7
 COMMIT;
 SELECT sum(amount) FROM sync_app.totals;
 
+-- Also where the appender's search_path is that of the projection, which is then
+-- left as it is; and what the query makes of it is undone.
+SET search_path = sync_app, public;
+SELECT es_create_projection('wanders', $$
+	SELECT set_config('search_path', 'public', false) FROM es_batch
+	$$, categories => '{sync}', mode => 'sync', start_after => es_settled());
+BEGIN;
+SELECT version > 0 FROM es_append('sync-1', 'T', '{"amount": 1}');
+SHOW search_path;
+CREATE TEMP TABLE totals (stream text PRIMARY KEY, amount int NOT NULL);
+SELECT version > 0 FROM es_append('sync-1', 'T', '{"amount": 1}');
+SHOW search_path;
+SELECT * FROM pg_temp.totals;
+SELECT sum(amount) FROM sync_app.totals;
+ROLLBACK;
+SELECT es_drop_projection('wanders');
+SET search_path = public;
+
 -- A temporary table of the appender does not take the place of the owner's.
 SET ROLE regress_es_appender;
 CREATE TEMP TABLE totals (stream text PRIMARY KEY, amount int NOT NULL);
