@@ -14,8 +14,8 @@ use Time::HiRes qw(usleep);
 
 # Instructions, on x86_64 with PostgreSQL 15 as Debian compiles both.
 my %budget = (
-	append => 133_500,
-	batch => 574_000);
+	append => 120_500,
+	batch => 482_500);
 my $slack = 1.2;
 
 plan skip_all => 'valgrind is not installed'
