@@ -282,7 +282,7 @@ sub median
 # Let contestants, [name, code that returns a number] each, take turns.  Every
 # other round goes backwards, so that nobody always follows the same one.
 # Returns the numbers of each by name.  A round that does not count comes first
-# where "warm_up" is given, and "more" rounds than usual where these are short.
+# where "warm_up" is given, and "more" rounds than usual.
 sub rounds
 {
 	my ($contestants, %params) = @_;

@@ -256,9 +256,29 @@ change_mode(EsStatement *statement, Datum name, int64 position)
 }
 
 /*
+ * Apply all but a little, while appenders go on: each turn leaves what they
+ * committed during the one before, until that fits into a batch or is no less.
+ */
+static void
+catch_up_nearly(List *partitions)
+{
+	EsProjection *p = (EsProjection *) linitial(partitions);
+	int64		left = PG_INT64_MAX;
+	int64		before;
+
+	do
+	{
+		int64		settled = es_settled_position();
+
+		before = left;
+		left = settled - p->position;
+		es_projection_catch_up(partitions, settled);
+	} while (left > es_batch_size_of(p) && left < before);
+}
+
+/*
  * Make a locked asynchronous projection a synchronous one, from the next event
- * on.  Appenders wait only while the rest is applied that they committed
- * during the first, long part.
+ * on.  Appenders wait only while the last, short part is applied.
  */
 void
 es_projection_make_sync(Datum name)
@@ -271,7 +291,7 @@ es_projection_make_sync(Datum name)
 				 errmsg("a projection cannot become synchronous in a transaction that has appended events"),
 				 errhint("Commit first.")));
 	check_no_letters(name);
-	es_projection_catch_up(partitions, es_settled_position());
+	catch_up_nearly(partitions);
 	LockRelationOid(es_catalog()->event, ShareRowExclusiveLock);
 	/* All that others appended is settled; a saga may have appended here. */
 	while (((EsProjection *) linitial(partitions))->position < es_last_position())

@@ -43,10 +43,11 @@
 #include "store/hint.h"
 
 /*
- * Entries for each buffer of the server: a sixty-fourth of its memory.  There is
- * room for one stream in an entry.
+ * Entries for each buffer of the server, a sixty-fourth of its memory, up to 64
+ * MB.  There is room for one stream in an entry.
  */
 #define PER_BUFFER		8
+#define MAX_ENTRIES		(UINT64CONST(1) << 22)
 
 /* The words of an entry have marks of the stream above what they say. */
 #define ROW_BITS		48
@@ -68,11 +69,17 @@ typedef struct Hints
 
 static Hints *hints = NULL;
 
+static uint64
+number_of_entries(void)
+{
+	return Min((uint64) NBuffers * PER_BUFFER, MAX_ENTRIES);
+}
+
 static Size
 shmem_size(void)
 {
 	return add_size(offsetof(Hints, entries),
-					mul_size(mul_size(NBuffers, PER_BUFFER), sizeof(Entry)));
+					mul_size(number_of_entries(), sizeof(Entry)));
 }
 
 void
@@ -90,7 +97,7 @@ es_hint_shmem_init(void)
 	if (found)
 		return;
 	pg_atomic_init_u64(&hints->generation, 0);
-	hints->nentries = (uint64) NBuffers * PER_BUFFER;
+	hints->nentries = number_of_entries();
 	for (uint64 i = 0; i < hints->nentries; i++)
 	{
 		pg_atomic_init_u64(&hints->entries[i].row, 0);
