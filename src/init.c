@@ -67,6 +67,7 @@ _PG_init(void)
 	es_catalog_init();
 	es_feed_init();
 	es_watermark_init();
+	es_hint_init();
 	es_guard_init();
 	es_definitions_init();
 	es_projection_registry_init();

@@ -128,7 +128,7 @@ state_of(EsSubmission *s, EsState *state)
  * The stream is locked: the checks that need it.
  */
 static void
-check_stream(const EsSubmission *s)
+check_stream(EsSubmission *s)
 {
 	es_stream_expect(&s->stream, s->expected_version);
 	check_existence(s);

@@ -145,6 +145,7 @@ es_projection_apply_batch(EsProjection *p, const EsBatch *batch, int64 settled)
 			es_projection_run(p, p->filtered ? &p->filter : NULL,
 							  batch->after, batch->to, &seen, false);
 			events = es_batch_count(p, batch, &seen);
+			bms_free(seen.looked_at);
 		}
 		PopActiveSnapshot();
 		if (p->filter.nparked > 0)

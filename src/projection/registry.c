@@ -15,11 +15,13 @@
 #include "catalog.h"
 #include "catalog/pg_type.h"
 #include "es.h"
+#include "lib/stringinfo.h"
 #include "projection/poison.h"
 #include "projection/registry.h"
 #include "store/watermark.h"
 #include "utils/builtins.h"
 #include "utils/inval.h"
+#include "utils/varlena.h"
 
 /* What projection_from_row() reads, in this order. */
 #define PARTITIONS \
@@ -116,11 +118,22 @@ array_column(uint64 row, int column)
 static char *
 effective_path(const char *recorded)
 {
-	if (strstr(recorded, "pg_temp") != NULL)
-		return pstrdup(recorded);
-	if (recorded[strspn(recorded, " ")] == '\0')
-		return pstrdup("pg_temp");
-	return psprintf("%s, pg_temp", recorded);
+	List	   *names;
+	ListCell   *cell;
+	StringInfoData path;
+
+	if (!SplitIdentifierString(pstrdup(recorded), ',', &names))
+		elog(ERROR, "invalid search_path \"%s\"", recorded);
+	initStringInfo(&path);
+	foreach(cell, names)
+	{
+		char	   *name = (char *) lfirst(cell);
+
+		if (strcmp(name, "pg_temp") != 0)
+			appendStringInfo(&path, "%s, ", quote_identifier(name));
+	}
+	appendStringInfoString(&path, "pg_temp");
+	return path.data;
 }
 
 static void

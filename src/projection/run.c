@@ -15,7 +15,6 @@
 #include "postgres.h"
 
 #include "access/xact.h"
-#include "catalog/namespace.h"
 #include "es.h"
 #include "executor/spi.h"
 #include "miscadmin.h"
@@ -88,31 +87,6 @@ add_context(void *arg)
 }
 
 /*
- * Whether names already mean what they mean with the projection's search_path,
- * as they mostly do where one application appends and defines.  Setting it
- * costs more than it seems: both the query's plan and that of the statement
- * which appends find that the path was touched, and work it out anew.
- *
- * A pg_temp that was put last stands for nothing as long as the session has no
- * temporary tables, and in a restricted operation nobody can make any.
- */
-static bool
-has_its_path(const EsProjection *p)
-{
-	size_t		len = strlen(namespace_search_path);
-	Oid			temporary;
-	Oid			toast;
-
-	if (strncmp(p->search_path, namespace_search_path, len) != 0)
-		return false;
-	if (p->search_path[len] == '\0')
-		return true;
-	GetTempNamespaceState(&temporary, &toast);
-	return strcmp(p->search_path + len, ", pg_temp") == 0 &&
-		!OidIsValid(temporary) && InSecurityRestrictedOperation();
-}
-
-/*
  * Run the query over the events behind "after" up to "to" that pass a filter
  * (NULL: all), as the owner; "seen", unless NULL, counts what it looks at.
  * Restricted, where the session is not one that the owner has for himself.  What
@@ -134,10 +108,9 @@ es_projection_run(EsProjection *p, const EsFilter *filter, int64 after,
 		SetUserIdAndSecContext(p->owner,
 							   security | SECURITY_LOCAL_USERID_CHANGE |
 							   SECURITY_RESTRICTED_OPERATION);
-	if (!has_its_path(p))
-		(void) set_config_option("search_path", p->search_path,
-								 PGC_USERSET, PGC_S_SESSION,
-								 GUC_ACTION_SAVE, true, 0, false);
+	(void) set_config_option("search_path", p->search_path,
+							 PGC_USERSET, PGC_S_SESSION,
+							 GUC_ACTION_SAVE, true, 0, false);
 	context.callback = add_context;
 	context.arg = p;
 	context.previous = error_context_stack;

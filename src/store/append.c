@@ -177,6 +177,17 @@ find_by_index(Relation rel, const text *stream, TupleTableSlot *slot)
 	return found;
 }
 
+static void
+take_version(EsStream *stream, TupleTableSlot *slot, bool found)
+{
+	bool		isnull;
+
+	stream->version = found
+		? DatumGetInt64(slot_getattr(slot, EVENT_VERSION + 1, &isnull)) : 0;
+	stream->position = found
+		? DatumGetInt64(slot_getattr(slot, EVENT_POSITION + 1, &isnull)) : 0;
+}
+
 /*
  * The version of a locked stream: what its newest event has.
  */
@@ -184,18 +195,12 @@ static void
 read_version(Relation rel, EsStream *stream)
 {
 	TupleTableSlot *slot = table_slot_create(rel, NULL);
+	bool		found = find_by_hint(rel, stream->name, slot) ||
+		find_by_index(rel, stream->name, slot);
 
-	stream->version = 0;
-	stream->position = 0;
-	if (find_by_hint(rel, stream->name, slot) ||
-		find_by_index(rel, stream->name, slot))
-	{
-		bool		isnull;
-
+	if (found)
 		check_not_moved(rel, slot, stream->name);
-		stream->version = DatumGetInt64(slot_getattr(slot, EVENT_VERSION + 1, &isnull));
-		stream->position = DatumGetInt64(slot_getattr(slot, EVENT_POSITION + 1, &isnull));
-	}
+	take_version(stream, slot, found);
 	ExecDropSingleTupleTableSlot(slot);
 }
 
@@ -295,16 +300,32 @@ es_stream_try_open(EsStream *stream, text *name)
 }
 
 /*
+ * Learn the version of an open stream from the index: what a hint said is not
+ * enough to refuse an append.
+ */
+static void
+read_version_again(EsStream *stream)
+{
+	Relation	rel = relation_open(es_catalog()->event, NoLock);
+	TupleTableSlot *slot = table_slot_create(rel, NULL);
+
+	take_version(stream, slot, find_by_index(rel, stream->name, slot));
+	ExecDropSingleTupleTableSlot(slot);
+	relation_close(rel, NoLock);
+}
+
+/*
  * Refuse to go on with a stream that is not at the version the caller expects.
  */
 void
-es_stream_expect(const EsStream *stream, int64 expected_version)
+es_stream_expect(EsStream *stream, int64 expected_version)
 {
 	if (expected_version == ES_ANY_VERSION ||
 		expected_version == stream->version)
 		return;
-	/* Who tries again shall not be told the same by a hint that is too old. */
-	es_hint_take_away(stream->name);
+	read_version_again(stream);
+	if (expected_version == stream->version)
+		return;
 	ereport(ERROR,
 			(errcode(ERRCODE_ES_VERSION_CONFLICT),
 			 errmsg("stream \"%s\" is not at the expected version",

@@ -60,7 +60,7 @@ extern bool es_stream_try_open(EsStream *stream, text *name);
 extern void es_check_can_lock(const char *function);
 extern void es_check_can_append(const char *function);
 extern int	es_compare_texts(const void *a, const void *b);
-extern void es_stream_expect(const EsStream *stream, int64 expected_version);
+extern void es_stream_expect(EsStream *stream, int64 expected_version);
 extern void es_events_check(EsEvent *events, int nevents);
 extern void es_events_tag_locks(EsTagLocks *list, const EsEvent *events,
 								int nevents);

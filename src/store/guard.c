@@ -184,7 +184,8 @@ es_refuse_change(PG_FUNCTION_ARGS)
 	inserts = TRIGGER_FIRED_BY_INSERT(trigger->tg_event);
 	if (es_allow_destructive || (inserts && may_insert()))
 	{
-		es_hints_forget();
+		/* The rows of a statement are as void as it is. */
+		es_hints_forget(!TRIGGER_FIRED_FOR_ROW(trigger->tg_event));
 		return go_on(trigger);
 	}
 

@@ -14,7 +14,8 @@
  *	  overwrites the hint before that.  So what a holder of the lock finds was
  *	  left by the last append to the stream, or is not of this stream;
  *	- of an append that was rolled back the row is not there, and the caller
- *	  looks into the index;
+ *	  looks into the index; had the table another file then (TRUNCATE), all
+ *	  hints are void;
  *	- a stream has one event at a version, wherever a rewrite of the table
  *	  (VACUUM FULL) has moved it, and whatever took its place.
  *
@@ -24,14 +25,16 @@
  * lock manager's LWLocks order what one holder wrote before what the next one
  * reads.
  *
- * Rows that reach the log past es_append() make all hints void (guard.c).
- * Where even that is evaded, a hint can be too old.  Then the next append to
- * the stream fails, at the unique index or for want of the version it expects,
- * and takes the hint away, so that the one after it looks into the index.
+ * Statements that change the log past es_append() make all hints void (guard.c),
+ * when they begin and when their transaction or subtransaction ends.  Where even
+ * that is evaded, a hint can be too old.  Then the next append to the stream
+ * fails at the unique index and takes the hint away, so that the one after it
+ * looks into the index.
  *-------------------------------------------------------------------------
  */
 #include "postgres.h"
 
+#include "access/xact.h"
 #include "catalog.h"
 #include "common/hashfn.h"
 #include "es.h"
@@ -60,14 +63,21 @@ typedef struct Entry
 	pg_atomic_uint64 version;
 } Entry;
 
+/* Databases that share a generation. */
+#define GENERATIONS		64
+
 typedef struct Hints
 {
-	pg_atomic_uint64 generation;	/* hints of older ones are void */
+	pg_atomic_uint64 generations[GENERATIONS];	/* hints of older ones are void */
 	uint64		nentries;
 	Entry		entries[FLEXIBLE_ARRAY_MEMBER];
 } Hints;
 
+/* NULL where the library was not preloaded. */
 static Hints *hints = NULL;
+
+/* Whether this transaction has made hints void; changed here alone. */
+static bool voided = false;
 
 static uint64
 number_of_entries(void)
@@ -96,7 +106,8 @@ es_hint_shmem_init(void)
 	hints = ShmemInitStruct("es hints", shmem_size(), &found);
 	if (found)
 		return;
-	pg_atomic_init_u64(&hints->generation, 0);
+	for (int i = 0; i < GENERATIONS; i++)
+		pg_atomic_init_u64(&hints->generations[i], 0);
 	hints->nentries = number_of_entries();
 	for (uint64 i = 0; i < hints->nentries; i++)
 	{
@@ -105,18 +116,24 @@ es_hint_shmem_init(void)
 	}
 }
 
+static inline pg_atomic_uint64 *
+generation(void)
+{
+	return &hints->generations[MyDatabaseId % GENERATIONS];
+}
+
 /*
- * The hash of a stream.  Streams of one name in two logs are two, as they are
- * before and after all hints were made void.
+ * The hash of a stream of a log, which es.event stands for.  Streams of one name
+ * in two logs are two, as they are before and after all hints were made void.
  */
 static uint64
-hash_of(const text *stream)
+hash_of(const text *stream, Oid event)
 {
-	uint64		log = ((uint64) MyDatabaseId << 32) | es_catalog()->event;
+	uint64		log = ((uint64) MyDatabaseId << 32) | event;
 
 	return hash_bytes_extended((const unsigned char *) VARDATA_ANY(stream),
 							   VARSIZE_ANY_EXHDR(stream),
-							   log ^ (pg_atomic_read_u64(&hints->generation) << 20));
+							   hash_combine64(log, pg_atomic_read_u64(generation())));
 }
 
 static inline Entry *
@@ -147,11 +164,17 @@ is_marked(uint64 hash, uint64 word, int bits)
 bool
 es_hint_get(const text *stream, ItemPointer row, int64 *version)
 {
-	uint64		hash = hash_of(stream);
-	Entry	   *entry = entry_of(hash);
-	uint64		r = pg_atomic_read_u64(&entry->row);
-	uint64		v = pg_atomic_read_u64(&entry->version);
+	uint64		hash;
+	Entry	   *entry;
+	uint64		r;
+	uint64		v;
 
+	if (hints == NULL)
+		return false;
+	hash = hash_of(stream, es_catalog()->event);
+	entry = entry_of(hash);
+	r = pg_atomic_read_u64(&entry->row);
+	v = pg_atomic_read_u64(&entry->version);
 	if (!is_marked(hash, r, ROW_BITS) || !is_marked(hash, v, VERSION_BITS))
 		return false;
 	ItemPointerSet(row, (BlockNumber) ((r & MASK(ROW_BITS)) >> 16),
@@ -167,7 +190,7 @@ es_hint_get(const text *stream, ItemPointer row, int64 *version)
 void
 es_hint_put(const text *stream, ItemPointer row, int64 version)
 {
-	uint64		hash = hash_of(stream);
+	uint64		hash = hash_of(stream, es_catalog()->event);
 	Entry	   *entry = entry_of(hash);
 	uint64		place = ((uint64) ItemPointerGetBlockNumber(row) << 16) |
 		ItemPointerGetOffsetNumber(row);
@@ -180,20 +203,62 @@ es_hint_put(const text *stream, ItemPointer row, int64 version)
 }
 
 /*
- * Forget the stream, or whoever has its entry.
+ * Forget the stream, or whoever has its entry.  Looks nothing up, for it is
+ * called after errors.
  */
 void
 es_hint_take_away(const text *stream)
 {
-	pg_atomic_write_u64(&entry_of(hash_of(stream))->row, 0);
+	const EsCatalog *catalog = es_catalog_cached();
+
+	if (catalog)
+		pg_atomic_write_u64(&entry_of(hash_of(stream, catalog->event))->row, 0);
+}
+
+static void
+forget(void)
+{
+	if (hints)
+		pg_atomic_fetch_add_u64(generation(), 1);
 }
 
 /*
- * Make all hints void.
+ * The log is being changed past es_append(), once more in this transaction or,
+ * unless "again", as it said before: make all hints void.
  */
 void
-es_hints_forget(void)
+es_hints_forget(bool again)
 {
-	if (hints)
-		pg_atomic_fetch_add_u64(&hints->generation, 1);
+	if (again || !voided)
+		forget();
+	voided = true;
+}
+
+/*
+ * What others have left since is void, too, when the change can be seen, or is
+ * taken back: both are so before the locks are released.
+ */
+static void
+xact_callback(XactEvent event, void *arg)
+{
+	if (!voided || (event != XACT_EVENT_COMMIT && event != XACT_EVENT_ABORT &&
+					event != XACT_EVENT_PREPARE))
+		return;
+	forget();
+	voided = false;
+}
+
+static void
+subxact_callback(SubXactEvent event, SubTransactionId id,
+				 SubTransactionId parent, void *arg)
+{
+	if (voided && event == SUBXACT_EVENT_ABORT_SUB)
+		forget();
+}
+
+void
+es_hint_init(void)
+{
+	RegisterXactCallback(xact_callback, NULL);
+	RegisterSubXactCallback(subxact_callback, NULL);
 }

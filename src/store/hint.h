@@ -10,10 +10,11 @@
 
 extern void es_hint_shmem_request(void);
 extern void es_hint_shmem_init(void);
+extern void es_hint_init(void);
 
 extern bool es_hint_get(const text *stream, ItemPointer row, int64 *version);
 extern void es_hint_put(const text *stream, ItemPointer row, int64 version);
 extern void es_hint_take_away(const text *stream);
-extern void es_hints_forget(void);
+extern void es_hints_forget(bool again);
 
 #endif							/* ES_STORE_HINT_H */

@@ -119,22 +119,26 @@ move(EsPace *pace, int size, double rate)
 	pace->patience = BATCHES_BETWEEN;
 }
 
+static void
+next_stage(EsProjection *p)
+{
+	do
+		p->pace.stage++;
+	while (p->pace.moved && step_of(p) != STAY);
+}
+
 /*
  * A size was no gain.
  */
 static void
 go_on(EsProjection *p, int size, double rate)
 {
-	EsPace	   *pace = &p->pace;
-
-	if (size > pace->size)
+	if (size > p->pace.size)
 	{
-		pace->larger = size;
-		pace->larger_rate = rate;
+		p->pace.larger = size;
+		p->pace.larger_rate = rate;
 	}
-	do
-		pace->stage++;
-	while (pace->moved && step_of(p) != STAY);
+	next_stage(p);
 }
 
 /*
@@ -152,7 +156,11 @@ stay(EsProjection *p, double rate)
 
 	pace->rate = rate;
 	if (step_of(p) != STAY)
+	{
+		/* It cannot be any larger, or smaller. */
+		next_stage(p);
 		return;
+	}
 	if (pace->larger_rate > GAIN * around)
 	{
 		move(pace, pace->larger, pace->larger_rate);

@@ -342,9 +342,9 @@ fail(EsProjection *p, ErrorData *error)
 }
 
 /*
- * Apply one batch in one transaction.
+ * Apply one batch in one transaction.  Returns whether there was one.
  */
-static void
+static bool
 apply(EsProjection *p)
 {
 	EsApplied	applied;
@@ -379,6 +379,7 @@ apply(EsProjection *p)
 			state.generation = 0;
 			break;
 	}
+	return applied == ES_APPLIED;
 }
 
 /*
@@ -388,12 +389,13 @@ static void
 apply_safely(EsProjection *p)
 {
 	ErrorData  *volatile error = NULL;
+	volatile bool applied = false;
 
 	es_pace_before(p, has_others(p));
 	report(p);
 	PG_TRY();
 	{
-		apply(p);
+		applied = apply(p);
 	}
 	PG_CATCH();
 	{
@@ -411,7 +413,7 @@ apply_safely(EsProjection *p)
 		fail(p, error);
 		ConditionVariableBroadcast(&es_database()->progress);
 	}
-	else
+	else if (applied)
 		es_pace_after(p);
 	es_worker_report_memory();
 	pgstat_report_stat(true);

@@ -80,6 +80,11 @@ foreach my $call (
 }
 is($bare->safe_psql('postgres', 'SELECT count(*) FROM es.event'), '0',
 	'not preloaded: nothing was appended');
+is($bare->safe_psql('postgres', q{
+	CREATE FUNCTION evolve(state jsonb, event es.event) RETURNS jsonb LANGUAGE sql AS 'SELECT state';
+	SELECT es_create_aggregate('a', 'evolve(jsonb, es.event)', '{"n": 0}');
+	SELECT es_state('a-1')}), "\n{\"n\": 0}",
+	'not preloaded: a state can be read');
 $bare->stop;
 
 done_testing();
