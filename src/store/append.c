@@ -177,30 +177,25 @@ find_by_index(Relation rel, const text *stream, TupleTableSlot *slot)
 	return found;
 }
 
-static void
-take_version(EsStream *stream, TupleTableSlot *slot, bool found)
-{
-	bool		isnull;
-
-	stream->version = found
-		? DatumGetInt64(slot_getattr(slot, EVENT_VERSION + 1, &isnull)) : 0;
-	stream->position = found
-		? DatumGetInt64(slot_getattr(slot, EVENT_POSITION + 1, &isnull)) : 0;
-}
-
 /*
  * The version of a locked stream: what its newest event has.
  */
 static void
-read_version(Relation rel, EsStream *stream)
+read_version(Relation rel, EsStream *stream, bool by_hint)
 {
 	TupleTableSlot *slot = table_slot_create(rel, NULL);
-	bool		found = find_by_hint(rel, stream->name, slot) ||
-		find_by_index(rel, stream->name, slot);
 
-	if (found)
+	stream->version = 0;
+	stream->position = 0;
+	if ((by_hint && find_by_hint(rel, stream->name, slot)) ||
+		find_by_index(rel, stream->name, slot))
+	{
+		bool		isnull;
+
 		check_not_moved(rel, slot, stream->name);
-	take_version(stream, slot, found);
+		stream->version = DatumGetInt64(slot_getattr(slot, EVENT_VERSION + 1, &isnull));
+		stream->position = DatumGetInt64(slot_getattr(slot, EVENT_POSITION + 1, &isnull));
+	}
 	ExecDropSingleTupleTableSlot(slot);
 }
 
@@ -281,7 +276,7 @@ open_stream(EsStream *stream, text *name, bool wait)
 	rel = relation_open(es_catalog()->event, RowExclusiveLock);
 	locked = es_lock_stream(name, wait);
 	if (locked)
-		read_version(rel, stream);
+		read_version(rel, stream, true);
 	relation_close(rel, NoLock);
 	return locked;
 }
@@ -300,30 +295,20 @@ es_stream_try_open(EsStream *stream, text *name)
 }
 
 /*
- * Learn the version of an open stream from the index: what a hint said is not
- * enough to refuse an append.
- */
-static void
-read_version_again(EsStream *stream)
-{
-	Relation	rel = relation_open(es_catalog()->event, NoLock);
-	TupleTableSlot *slot = table_slot_create(rel, NULL);
-
-	take_version(stream, slot, find_by_index(rel, stream->name, slot));
-	ExecDropSingleTupleTableSlot(slot);
-	relation_close(rel, NoLock);
-}
-
-/*
  * Refuse to go on with a stream that is not at the version the caller expects.
  */
 void
 es_stream_expect(EsStream *stream, int64 expected_version)
 {
+	Relation	rel;
+
 	if (expected_version == ES_ANY_VERSION ||
 		expected_version == stream->version)
 		return;
-	read_version_again(stream);
+	/* What a hint said is not enough to refuse an append. */
+	rel = relation_open(es_catalog()->event, NoLock);
+	read_version(rel, stream, false);
+	relation_close(rel, NoLock);
 	if (expected_version == stream->version)
 		return;
 	ereport(ERROR,

@@ -90,7 +90,6 @@ es_pace_before(EsProjection *p, bool others_wait)
 		: p->rebuild > 0 ? SLICE_REBUILD_MS : SLICE_SERVED_MS;
 	double		size = others_wait ? Min(FIRST_WAITED_FOR, es_batch_size) : es_batch_size;
 
-	pg_rusage_init(&began);
 	p->served_at = GetCurrentTimestamp();
 	p->limit = 0;
 	if (!es_is_far_behind(p))
@@ -98,6 +97,7 @@ es_pace_before(EsProjection *p, bool others_wait)
 		memset(pace, 0, sizeof(*pace));
 		return;
 	}
+	pg_rusage_init(&began);
 	if (pace->rate > 0)
 	{
 		size = pace->size * step_of(p);
