@@ -39,6 +39,7 @@
 #include "utils/builtins.h"
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
+#include "utils/timestamp.h"
 
 /*
  * What this session knows of synchronous projections; changed by learn() and
@@ -51,6 +52,9 @@ static struct
 	MemoryContext context;
 	int			depth;			/* of appends by projections by appends ... */
 } state;
+
+/* How long appenders may have to wait for a projection to become synchronous. */
+#define APPENDERS_WAIT_MS	1000
 
 static EsStatement select_mode = ES_SQL(
 	"SELECT mode = 'sync' FROM es.projection WHERE name = $1", 1, TEXTOID);
@@ -256,24 +260,36 @@ change_mode(EsStatement *statement, Datum name, int64 position)
 }
 
 /*
- * Apply all but a little, while appenders go on: each turn leaves what they
- * committed during the one before, until that fits into a batch or is no less.
+ * Apply all but a little, while appenders go on.  Each turn leaves what was
+ * appended during the one before, until that would not keep appenders waiting
+ * for long.  Where it does not even become half as much, it never will.
  */
 static void
-catch_up_nearly(List *partitions)
+catch_up_nearly(Datum name, List *partitions)
 {
 	EsProjection *p = (EsProjection *) linitial(partitions);
-	int64		left = PG_INT64_MAX;
-	int64		before;
+	int64		left = es_settled_position() - p->position;
 
-	do
+	while (left > 0)
 	{
-		int64		settled = es_settled_position();
+		TimestampTz began = GetCurrentTimestamp();
+		int64		applied = left;
+		double		ms;
 
-		before = left;
-		left = settled - p->position;
-		es_projection_catch_up(partitions, settled);
-	} while (left > es_batch_size_of(p) && left < before);
+		es_projection_catch_up(partitions, p->position + applied);
+		ms = TimestampDifferenceMilliseconds(began, GetCurrentTimestamp());
+		left = es_settled_position() - p->position;
+		if (left * ms / applied <= APPENDERS_WAIT_MS)
+			break;
+		if (left > applied / 2)
+			ereport(ERROR,
+					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+					 errmsg("projection \"%s\" cannot become synchronous: it does not catch up with the appenders",
+							TextDatumGetCString(name)),
+					 errdetail("After its last turn, of %lld positions, it is %lld behind, for which appenders would have to wait.",
+							   (long long) applied, (long long) left),
+					 errhint("Set a larger batch_size, or try again when fewer events are appended.")));
+	}
 }
 
 /*
@@ -291,7 +307,7 @@ es_projection_make_sync(Datum name)
 				 errmsg("a projection cannot become synchronous in a transaction that has appended events"),
 				 errhint("Commit first.")));
 	check_no_letters(name);
-	catch_up_nearly(partitions);
+	catch_up_nearly(name, partitions);
 	LockRelationOid(es_catalog()->event, ShareRowExclusiveLock);
 	/* All that others appended is settled; a saga may have appended here. */
 	while (((EsProjection *) linitial(partitions))->position < es_last_position())

@@ -103,7 +103,7 @@ sub finish
 	my ($run) = @_;
 	my @ms;
 
-	$run->{process}->signal('INT');
+	$run->{process}->signal('TERM');
 	eval { $run->{process}->finish };
 	foreach my $file (glob("$run->{log}.*"))
 	{
