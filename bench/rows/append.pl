@@ -120,13 +120,12 @@ sub finish
 }
 
 # Let contestants beside a base take turns under one setting, and take the
-# ratios into the table.  Each is [title, target, code].  What has a target is
-# measured in more rounds than usual, since these are short.
+# ratios into the table.  Each is [title, target, code].
 sub measure
 {
 	my ($setting, $base, @others) = @_;
 	my $values = rounds([ [ base => $base ], map { [ $_->[0], $_->[2] ] } @others ],
-		warm_up => 1, more => (grep { $_->[1] } @others) ? 2 : 0);
+		warm_up => 1, target => (grep { $_->[1] } @others) > 0);
 
 	foreach my $other (@others)
 	{

@@ -90,7 +90,7 @@ row growth => 'the cost of append, read and projection as the log grows', sub {
 	foreach my $what (qw(append read projection))
 	{
 		my $values = rounds([ map { my $n = $_; [ "$what, $n" => sub { $work{$what}->($n) } ] } @sizes ],
-			warm_up => 1);
+			warm_up => 1, target => 1);
 
 		foreach my $n (@sizes[ 1 .. $#sizes ])
 		{

@@ -29,7 +29,7 @@ row latency => 'commit to row visible in the read model, beside LISTEN and NOTIF
 	samples('wait');		# the worker is up, and its plans are made
 
 	my %rounds;
-	foreach my $round (1 .. $opt{rounds})
+	foreach my $round (1 .. $opt{target_rounds})
 	{
 		foreach my $kind (qw(notify visible wait))
 		{
