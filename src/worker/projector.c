@@ -470,16 +470,24 @@ apply_all(long *timeout)
  * es.batch_interval well above.
  */
 static void
-let_events_gather(TimestampTz round_began)
+let_events_gather(TimestampTz round_began, uint64 changes)
 {
 	long		interval = Min(es_batch_interval, Max(LEAST_GATHER_MS, state.applied));
 	long		ms = es_worker_ms_left(TimestampTzPlusMilliseconds(round_began, interval),
 									   interval);
+	long		until_timer = es_timers_timeout();
 
-	if (ms <= 0 || pg_atomic_read_u32(&es_database()->waiters) > 0)
+	if (ms <= 0)
 		return;
 	es_worker_listen(false);
-	es_worker_sleep(ms);
+	/*
+	 * Appenders have set the latch while we listened, so forget that.  Who else
+	 * has set it wrote before what there is to look at, and we look after.
+	 */
+	es_worker_sleep(0);
+	if (pg_atomic_read_u32(&es_database()->waiters) == 0 &&
+		!es_worker_should_stop() && changes == es_changes())
+		es_worker_sleep(Min(ms, until_timer));
 }
 
 static void
@@ -517,7 +525,7 @@ es_projector_main(Datum arg)
 			(state.projections == NIL && !es_timers_wanted()))
 			break;
 		if (apply_all(&timeout))
-			let_events_gather(round_began);
+			let_events_gather(round_began, changes);
 		/* Who waits for a lock, as a timer's command may, uses up wake-ups. */
 		else if (changes == es_changes())
 		{

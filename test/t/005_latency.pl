@@ -1,7 +1,7 @@
 # 005_latency.pl
 #	  How long it takes from the commit of a command to the row in the read
 #	  model, on an idle server.  Measured and printed, not judged: what is slow
-#	  may be the machine.
+#	  may be the machine.  And on a busy one, how many batches are made.
 
 use strict;
 use warnings;
@@ -58,6 +58,41 @@ for my $way ('looking', 'waiting')
 	is($n, $samples, "each command was seen in the read model, by $way for it");
 	diag("commit to row visible, by $way for it: median $median ms, 95th percentile $p95 ms");
 }
+
+#
+# While events pour in they gather for a batch, for a millisecond each up to
+# es.batch_interval, whoever commits meanwhile; unless somebody waits for them.
+#
+$node->append_conf('postgresql.conf', 'es.batch_interval = 60s');
+$node->reload;
+$node->safe_psql('postgres', q{
+	SELECT count(es_append('order-' || n, 'PLACED')) FROM generate_series(1, 30000) n});
+
+my $script = $node->basedir . '/append.sql';
+append_to_file($script, q{SELECT es_append('order-' || :client_id, 'PLACED')});
+my ($out, $err) = ('', '');
+my $load = IPC::Run::start([ 'pgbench', '-n', '-T', 3600, '-c', 2, '-f', $script,
+		$node->connstr('postgres') ], '>', \$out, '2>', \$err);
+
+sub events { return $node->safe_psql('postgres', q{SELECT max("position") FROM es.event}) }
+
+my $before = events();
+1 until events() > $before + 100;
+$node->safe_psql('postgres', q{
+	SELECT es_create_projection('order', 'SELECT FROM es_batch', categories => '{order}')});
+ok($node->poll_query_until('postgres', q{
+		SELECT position >= 30000 FROM es_projections WHERE name = 'order'}), 'it catches up once');
+
+my $batches = q{SELECT batches FROM es_projections WHERE name = 'order'};
+my $made = $node->safe_psql('postgres', $batches);
+$before = events();
+1 until events() > $before + 2000;
+cmp_ok($node->safe_psql('postgres', $batches), '<=', $made + 5,
+	'two thousand commits make no more than a few batches');
+is($node->safe_psql('postgres', q{SELECT es_wait('order', es_settled(), '30 s')}), 't',
+	'but who waits is served at once');
+$load->signal('TERM');
+eval { $load->finish };
 
 $node->stop;
 
