@@ -1,2 +1,2 @@
-\set after random(0, :last - 1000)
+\set after random(:first, :last - 1000)
 SELECT * FROM es.event WHERE position > :after ORDER BY position LIMIT 1000;

@@ -28,8 +28,8 @@ row read => 'es_read() in pages of 1,000 and es_stream() beside the plain SELECT
 	compare(
 		title => 'es_read, pages of 1,000', setting => 'one client', target => '>= 0.9',
 		per => 'pages/s', warm_up => 1,
-		base => sub { pgbench('streams', 'raw_read', vars => { last => 100_000 }) },
-		ours => sub { pgbench('streams', 'read', vars => { last => 100_000 }) });
+		base => sub { pgbench('streams', 'raw_read', vars => { first => 0, last => 100_000 }) },
+		ours => sub { pgbench('streams', 'read', vars => { first => 0, last => 100_000 }) });
 	compare(
 		title => 'es_stream of 100 events', setting => 'one client', target => '>= 0.9',
 		per => 'streams/s', warm_up => 1,

@@ -96,7 +96,7 @@ split(Datum name, int n)
 		target = Max(target, p->position);
 	}
 	if (!((EsProjection *) linitial(partitions))->sync)
-		es_projection_catch_up(partitions, target);
+		(void) es_projection_catch_up(partitions, target, DT_NOEND);
 	run(&set_partitions, values, NULL);
 	run(&delete_partitions, values, NULL);
 	run(&insert_partitions, values, NULL);

@@ -435,7 +435,8 @@ es_projection_check_modes(Datum name)
  * batch (NULL: es.batch_size).  tables are those that the query writes, and
  * keys, for each, the column with the stream; es_rebuild() needs to know.
  * Errors: 42710 where it exists, 55006 for a table of another projection,
- * those of the query, 0A000 for utility commands in it, 22023, 22004 and 42622
+ * 55000 for a synchronous one that would make appenders wait for long, those
+ * of the query, 0A000 for utility commands in it, 22023, 22004 and 42622
  * on bad arguments.  Batches are PgQ's idea; that of SQL over a relation that
  * holds just the new rows is that of transition tables.
  */

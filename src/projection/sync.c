@@ -24,6 +24,8 @@
  */
 #include "postgres.h"
 
+#include <limits.h>
+
 #include "access/xact.h"
 #include "catalog.h"
 #include "catalog/pg_type.h"
@@ -53,7 +55,10 @@ static struct
 	int			depth;			/* of appends by projections by appends ... */
 } state;
 
-/* How long appenders may have to wait for a projection to become synchronous. */
+/*
+ * How long appenders may have to wait for a projection to become synchronous,
+ * up to the end of the batch that is being applied then.
+ */
 #define APPENDERS_WAIT_MS	1000
 
 static EsStatement select_mode = ES_SQL(
@@ -203,10 +208,10 @@ es_projection_is_sync(Datum name)
 
 /*
  * Apply in this session, with the checkpoints locked, until all partitions are
- * at the target.
+ * at the target; false where another batch would have begun after the deadline.
  */
-void
-es_projection_catch_up(List *partitions, int64 target)
+bool
+es_projection_catch_up(List *partitions, int64 target, TimestampTz deadline)
 {
 	ListCell   *cell;
 
@@ -216,13 +221,19 @@ es_projection_catch_up(List *partitions, int64 target)
 
 		while (p->position < target)
 		{
-			EsBatch		batch = es_batch_next(p, target);
+			EsBatch		batch;
 
 			CHECK_FOR_INTERRUPTS();
+			if (deadline != DT_NOEND && GetCurrentTimestamp() > deadline)
+				return false;
+			/* However far behind: a batch is not interrupted by the deadline. */
+			p->limit = deadline == DT_NOEND ? 0 : es_batch_size_of(p);
+			batch = es_batch_next(p, target);
 			es_projection_apply_batch(p, &batch, target);
 			p->position = batch.to;
 		}
 	}
+	return true;
 }
 
 static void
@@ -260,36 +271,48 @@ change_mode(EsStatement *statement, Datum name, int64 position)
 }
 
 /*
- * Apply all but a little, while appenders go on.  Each turn leaves what was
- * appended during the one before, until that would not keep appenders waiting
- * for long.  Where it does not even become half as much, it never will.
+ * Apply all but a little, while appenders go on: each turn leaves what was
+ * appended during the one before, until a turn is short, or not shorter.
  */
 static void
-catch_up_nearly(Datum name, List *partitions)
+catch_up_nearly(List *partitions)
 {
-	EsProjection *p = (EsProjection *) linitial(partitions);
-	int64		left = es_settled_position() - p->position;
+	long		ms = LONG_MAX;
+	long		before;
 
-	while (left > 0)
+	do
 	{
 		TimestampTz began = GetCurrentTimestamp();
-		int64		applied = left;
-		double		ms;
 
-		es_projection_catch_up(partitions, p->position + applied);
+		before = ms;
+		(void) es_projection_catch_up(partitions, es_settled_position(), DT_NOEND);
 		ms = TimestampDifferenceMilliseconds(began, GetCurrentTimestamp());
-		left = es_settled_position() - p->position;
-		if (left * ms / applied <= APPENDERS_WAIT_MS)
-			break;
-		if (left > applied / 2)
+	} while (ms > APPENDERS_WAIT_MS && ms < before / 10 * 9);
+}
+
+/*
+ * Apply the rest, for which appenders wait.  All that others appended is
+ * settled; a saga may have appended here, and does so for what is applied now.
+ */
+static void
+catch_up_fully(Datum name, List *partitions)
+{
+	TimestampTz deadline = TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
+													   APPENDERS_WAIT_MS);
+	int64		last;
+
+	do
+	{
+		last = es_last_position();
+		if (!es_projection_catch_up(partitions, last, deadline))
 			ereport(ERROR,
 					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-					 errmsg("projection \"%s\" cannot become synchronous: it does not catch up with the appenders",
+					 errmsg("projection \"%s\" cannot become synchronous: appenders would have to wait for too long",
 							TextDatumGetCString(name)),
-					 errdetail("After its last turn, of %lld positions, it is %lld behind, for which appenders would have to wait.",
-							   (long long) applied, (long long) left),
-					 errhint("Set a larger batch_size, or try again when fewer events are appended.")));
-	}
+					 errdetail("What was left for them to wait for could not be applied in %d ms.",
+							   APPENDERS_WAIT_MS),
+					 errhint("Let it catch up as an asynchronous projection first, or try again when fewer events are appended.")));
+	} while (last < es_last_position());
 }
 
 /*
@@ -307,11 +330,9 @@ es_projection_make_sync(Datum name)
 				 errmsg("a projection cannot become synchronous in a transaction that has appended events"),
 				 errhint("Commit first.")));
 	check_no_letters(name);
-	catch_up_nearly(name, partitions);
+	catch_up_nearly(partitions);
 	LockRelationOid(es_catalog()->event, ShareRowExclusiveLock);
-	/* All that others appended is settled; a saga may have appended here. */
-	while (((EsProjection *) linitial(partitions))->position < es_last_position())
-		es_projection_catch_up(partitions, es_last_position());
+	catch_up_fully(name, partitions);
 	change_mode(&set_sync, name, 0);
 }
 

@@ -235,6 +235,22 @@ has_work(const EsProjection *p, int64 settled)
 }
 
 /*
+ * Whether a projection was served in this round, and what came since may gather.
+ * Not where it failed; and not for longer than the least, where a slice of one
+ * that is far behind came since, for with these a round may take minutes.
+ */
+static bool
+may_gather(const EsProjection *p, int64 settled)
+{
+	if (p->round != state.round || is_behind(p, settled) ||
+		p->retry_at != 0 || p->suspect_to > p->position)
+		return false;
+	return p->turn == state.turn ||
+		es_worker_ms_left(TimestampTzPlusMilliseconds(p->served_at, LEAST_GATHER_MS),
+						  LEAST_GATHER_MS) > 0;
+}
+
+/*
  * The projection to serve next, the most urgent and then the one that was not
  * served for longest; or NULL, and how long to sleep.
  */
@@ -255,8 +271,7 @@ next_projection(long *timeout)
 
 		if (!p->mine || !has_work(p, settled))
 			continue;
-		/* What came since may gather. */
-		if (p->round == state.round && !is_behind(p, settled))
+		if (may_gather(p, settled))
 			continue;
 		if (ms > 0)
 			*timeout = Min(*timeout, ms);
@@ -392,6 +407,7 @@ apply_safely(EsProjection *p)
 	volatile bool applied = false;
 
 	es_pace_before(p, has_others(p));
+	p->retry_at = 0;
 	report(p);
 	PG_TRY();
 	{
@@ -470,24 +486,28 @@ apply_all(long *timeout)
  * es.batch_interval well above.
  */
 static void
-let_events_gather(TimestampTz round_began, uint64 changes)
+let_events_gather(TimestampTz round_began, uint64 changes, long timeout)
 {
-	long		interval = Min(es_batch_interval, Max(LEAST_GATHER_MS, state.applied));
-	long		ms = es_worker_ms_left(TimestampTzPlusMilliseconds(round_began, interval),
-									   interval);
-	long		until_timer = es_timers_timeout();
+	long		interval;
+	long		ms;
+	long		until_timer;
 
-	if (ms <= 0)
-		return;
 	es_worker_listen(false);
 	/*
-	 * Appenders have set the latch while we listened, so forget that.  Who else
-	 * has set it wrote before what there is to look at, and we look after.
+	 * Appenders have set the latch while we listened, so forget that.  Who waits,
+	 * stops us or changes definitions wrote so before he set it, and we look after.
 	 */
 	es_worker_sleep(0);
-	if (pg_atomic_read_u32(&es_database()->waiters) == 0 &&
-		!es_worker_should_stop() && changes == es_changes())
-		es_worker_sleep(Min(ms, until_timer));
+	if (pg_atomic_read_u32(&es_database()->waiters) > 0 ||
+		es_worker_should_stop() || changes != es_changes())
+		return;
+
+	interval = Min(es_batch_interval, Max(LEAST_GATHER_MS, state.applied));
+	ms = es_worker_ms_left(TimestampTzPlusMilliseconds(round_began, interval), interval);
+	until_timer = es_timers_timeout();
+	ms = Min(ms, Min(timeout, until_timer));
+	if (ms > 0)
+		es_worker_sleep(ms);
 }
 
 static void
@@ -525,7 +545,7 @@ es_projector_main(Datum arg)
 			(state.projections == NIL && !es_timers_wanted()))
 			break;
 		if (apply_all(&timeout))
-			let_events_gather(round_began, changes);
+			let_events_gather(round_began, changes, timeout);
 		/* Who waits for a lock, as a timer's command may, uses up wake-ups. */
 		else if (changes == es_changes())
 		{

@@ -153,6 +153,20 @@ SELECT version > 0 FROM es_append('sync-1', 'T', '{"amount": 1}');
 SELECT es_alter_projection('totals', mode => 'sync');
 SELECT sum(amount) - :before FROM totals;
 
+-- One whose partitions stand at different positions, as where one had stopped.
+CREATE TABLE halves (stream text, n int);
+SELECT es_create_projection('halves', $$
+	INSERT INTO halves SELECT stream, (payload->>'n')::int FROM es_batch
+	$$, categories => '{half}', partitions => 2, start_after => es_settled());
+SELECT es_pause('halves');
+SELECT 'half-' || i AS stream FROM generate_series(1, 100) i
+ WHERE es.stream_partition('half-' || i, 2) = 1 LIMIT 1 \gset
+SELECT count(es_append(:'stream', 'T', jsonb_build_object('n', i))) FROM generate_series(1, 3) i;
+UPDATE es.checkpoint SET position = es_settled() WHERE projection = 'halves' AND partition = 0;
+SELECT es_alter_projection('halves', mode => 'sync');
+SELECT sum(n) FROM halves;
+SELECT es_drop_projection('halves');
+
 -- Bad input.
 SELECT es_alter_projection('totals', mode => 'later');
 SELECT es_alter_projection('totals', on_error => 'skip');

@@ -66,7 +66,8 @@ for my $way ('looking', 'waiting')
 $node->append_conf('postgresql.conf', 'es.batch_interval = 60s');
 $node->reload;
 $node->safe_psql('postgres', q{
-	SELECT count(es_append('order-' || n, 'PLACED')) FROM generate_series(1, 30000) n});
+	SELECT es_drop_projection('customer');
+	SELECT count(es_append('order-' || n, 'PLACED')) FROM generate_series(1, 60000) n});
 
 my $script = $node->basedir . '/append.sql';
 append_to_file($script, q{SELECT es_append('order-' || :client_id, 'PLACED')});
@@ -74,23 +75,41 @@ my ($out, $err) = ('', '');
 my $load = IPC::Run::start([ 'pgbench', '-n', '-T', 3600, '-c', 2, '-f', $script,
 		$node->connstr('postgres') ], '>', \$out, '2>', \$err);
 
-sub events { return $node->safe_psql('postgres', q{SELECT max("position") FROM es.event}) }
+# Wait until so many more events have been appended.
+sub wait_for
+{
+	my ($n) = @_;
+	my $last = 'SELECT max("position") FROM es.event';
+	my $before = $node->safe_psql('postgres', $last);
 
-my $before = events();
-1 until events() > $before + 100;
+	return if $node->poll_query_until('postgres', "SELECT ($last) > $before + $n");
+	$load->pump_nb;
+	die "nobody appends: $err";
+}
+
+wait_for(100);
 $node->safe_psql('postgres', q{
 	SELECT es_create_projection('order', 'SELECT FROM es_batch', categories => '{order}')});
 ok($node->poll_query_until('postgres', q{
-		SELECT position >= 30000 FROM es_projections WHERE name = 'order'}), 'it catches up once');
+		SELECT position > 60000 FROM es_projections WHERE name = 'order'}), 'it catches up once');
 
 my $batches = q{SELECT batches FROM es_projections WHERE name = 'order'};
 my $made = $node->safe_psql('postgres', $batches);
-$before = events();
-1 until events() > $before + 2000;
+wait_for(2000);
 cmp_ok($node->safe_psql('postgres', $batches), '<=', $made + 5,
 	'two thousand commits make no more than a few batches');
-is($node->safe_psql('postgres', q{SELECT es_wait('order', es_settled(), '30 s')}), 't',
-	'but who waits is served at once');
+is($node->safe_psql('postgres', q{SELECT es_wait('order', es_settled(), '20 s')}), 't',
+	'but who waits is not left waiting');
+
+# Nor does a projection that fails wait, beside one with much to gather for.
+$node->safe_psql('postgres', q{
+	SELECT es_append('bad-1', 'BAD');
+	SELECT es_create_projection('order2', 'SELECT FROM es_batch', categories => '{order}');
+	SELECT es_create_projection('bad', $$
+		SELECT 1 / CASE category WHEN 'bad' THEN 0 ELSE 1 END FROM es_batch$$,
+		categories => '{bad,order}', on_error => 'skip')});
+ok($node->poll_query_until('postgres', q{SELECT count(*) = 1 FROM es.dead_letter}),
+	'nor does an event that cannot be applied wait until it is found');
 $load->signal('TERM');
 eval { $load->finish };
 
