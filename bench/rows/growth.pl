@@ -73,6 +73,14 @@ sub project_last
 	});
 }
 
+# Microseconds to read a page of a log, from a position on.
+sub page
+{
+	my ($script, $n, $first) = @_;
+
+	return 1e6 / pgbench("log_$n", $script, vars => { first => $first, last => $n });
+}
+
 row growth => 'the cost of append, read and projection as the log grows', sub {
 	make_logs_of_sizes();
 	my %appended = map { $_ => $_ } @sizes;
@@ -81,20 +89,11 @@ row growth => 'the cost of append, read and projection as the log grows', sub {
 			my ($n) = @_;
 			return 1e6 / pgbench("log_$n", 'append', count => \$appended{$n}, sync => 'off');
 		},
-		read => sub {
-			my ($n) = @_;
-			return 1e6 / pgbench("log_$n", 'read', vars => { first => $n - $sizes[0], last => $n });
-		},
+		read => sub { page('read', $_[0], $_[0] - $sizes[0]) },
 		projection => \&project_last,
 		# What is not in a processor's cache takes longer, for whoever reads it.
-		'read anywhere' => sub {
-			my ($n) = @_;
-			return 1e6 / pgbench("log_$n", 'read', vars => { first => 0, last => $n });
-		},
-		'plain SELECT anywhere' => sub {
-			my ($n) = @_;
-			return 1e6 / pgbench("log_$n", 'raw_read', vars => { first => 0, last => $n });
-		});
+		'read anywhere' => sub { page('read', $_[0], 0) },
+		'plain SELECT anywhere' => sub { page('raw_read', $_[0], 0) });
 
 	foreach my $what ('append', 'read', 'projection', 'read anywhere', 'plain SELECT anywhere')
 	{

@@ -224,7 +224,7 @@ es_projection_catch_up(List *partitions, int64 target, TimestampTz deadline)
 			EsBatch		batch;
 
 			CHECK_FOR_INTERRUPTS();
-			if (deadline != DT_NOEND && GetCurrentTimestamp() > deadline)
+			if (GetCurrentTimestamp() > deadline)
 				return false;
 			/* However far behind: a batch is not interrupted by the deadline. */
 			p->limit = deadline == DT_NOEND ? 0 : es_batch_size_of(p);
